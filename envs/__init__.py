@@ -1,0 +1,24 @@
+"""True worlds: Gymnasium's MuJoCo environments, MJCF robots and real robots."""
+
+from mbrl.envs.layout import Layout
+from mbrl.envs.mjcf import MjcfEnv, load_mjcf, mjcf_world
+from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, read_state, scaled_model, write_state
+from mbrl.envs.world import WithState, World, gym_world
+from mbrl.envs.worlds import WORLDS, make_world
+
+__all__ = [
+    "WORLDS",
+    "Layout",
+    "MjcfEnv",
+    "MujocoDynamics",
+    "RandomizedMujoco",
+    "WithState",
+    "World",
+    "gym_world",
+    "load_mjcf",
+    "make_world",
+    "mjcf_world",
+    "read_state",
+    "scaled_model",
+    "write_state",
+]

@@ -1,0 +1,308 @@
+"""MuJoCo as a Dynamics: many problems and candidates in one threaded, bit-exact call.
+
+A state is x = [mjSTATE_INTEGRATION row | y]: everything that the next step depends on (positions,
+velocities, activations, warm start, time, mocap, …), then the output exactly as an environment's
+MjData holds it after the step. `output` is a slice; `step` ignores the second part.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import mujoco
+import mujoco.batch
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from mbrl.envs.layout import Layout
+from mbrl.errors import ContractError, UnknownName
+
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+_BAD = [
+    int(mujoco.mjtWarning.mjWARN_BADQPOS),
+    int(mujoco.mjtWarning.mjWARN_BADQVEL),
+    int(mujoco.mjtWarning.mjWARN_BADQACC),
+    int(mujoco.mjtWarning.mjWARN_BADCTRL),
+]
+
+# mj_step does not fill these; Gymnasium's environments run mj_rnePostConstraint after it.
+_POST = frozenset({"cfrc_ext", "cfrc_int", "cacc"})
+
+
+def diverged(data: mujoco.MjData) -> bool:
+    """Whether this simulation has left the finite numbers since its last reset.
+
+    MuJoCo then resets it to the default pose without a word; only the warning counters tell.
+    """
+    return any(data.warning[i].number for i in _BAD)
+
+
+def read_state(model: mujoco.MjModel, data: mujoco.MjData, layout: Layout) -> np.ndarray:
+    """x (nx,) of a running simulation, as `MujocoDynamics` takes it."""
+    n = mujoco.mj_stateSize(model, _STATE)
+    x = np.empty(n + layout.size)
+    mujoco.mj_getState(model, data, x[:n], _STATE)
+    layout.read(data, x[n:])
+    return x
+
+
+def write_state(model: mujoco.MjModel, data: mujoco.MjData, x: np.ndarray | Tensor) -> None:
+    """Set a simulation to the state x (nx,) and compute its derived fields (for drawing, not for stepping)."""
+    mujoco.mj_setState(
+        model, data, np.asarray(x, dtype=np.float64)[: mujoco.mj_stateSize(model, _STATE)], _STATE
+    )
+    mujoco.mj_forward(model, data)
+
+
+class MujocoDynamics:
+    """The true simulator: one control step is `frame_skip` physics steps under a constant control.
+
+    Results are bit-identical to a loop over `mj_step`, at any number of threads. Rows that diverge,
+    or that are not finite when they come in, leave as NaN; the latter cost nothing.
+
+    Args:
+        model: planned with as it is; it may differ from the plant in time step, integrator, masses, …
+        layout: what y holds.
+        frame_skip: physics steps per control step.
+        threads: of the simulation; 0 for all processors.
+        action_dtype: what the real environment rounds actions to before it applies them.
+
+    Reference: MuJoCo 4.0 documentation, "Batch"; Gymnasium's MujocoEnv for the order of operations.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        layout: Layout,
+        *,
+        frame_skip: int = 1,
+        threads: int = 0,
+        action_dtype: torch.dtype = torch.float64,
+    ):
+        if frame_skip < 1:
+            raise ContractError(f"MujocoDynamics needs frame_skip ≥ 1, but got {frame_skip}.")
+        self.model, self.layout, self.frame_skip = model, layout, frame_skip
+        self.threads, self.action_dtype = threads, action_dtype
+        self._row = mujoco.mj_stateSize(model, _STATE)
+        self._post = not layout.sources.isdisjoint(_POST)
+        self._scratch = mujoco.MjData(model)
+        self._batch: mujoco.batch.Batch | None = None
+        self.models: Sequence[mujoco.MjModel] | None = None
+
+    @property
+    def nx(self) -> int:
+        return int(self._row + self.layout.size)
+
+    @property
+    def nu(self) -> int:
+        return int(self.model.nu)
+
+    @property
+    def ny(self) -> int:
+        return self.layout.size
+
+    @property
+    def dt(self) -> float:
+        return float(self.model.opt.timestep * self.frame_skip)
+
+    def output(self, x: Tensor) -> Tensor:
+        return x[..., self._row :]
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor = 0) -> Tensor:
+        if x.shape[-1] != self.nx or u.shape[-1] != self.nu:
+            raise ContractError(
+                f"MujocoDynamics needs x (..., {self.nx}) and u (..., {self.nu}), "
+                f"but got {tuple(x.shape)} and {tuple(u.shape)}."
+            )
+        shape = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        n = shape.numel()
+        batch = self._batch_for(n)
+        state, control = torch.from_numpy(batch.state)[:n], torch.from_numpy(batch.bind("ctrl"))[:n]
+        state.view(*shape, -1).copy_(x[..., : self._row])
+        control.copy_(u.to(self.action_dtype).expand(*shape, -1).reshape(n, -1))
+
+        # A sum is finite only if its terms are.
+        live = torch.isfinite(state.sum(-1) + control.sum(-1)).numpy()
+        ids = np.flatnonzero(live).astype(np.int32)
+        x_next = torch.full((n, self.nx), torch.nan, dtype=torch.float64)
+        if len(ids):
+            batch.warning[:n, _BAD, 1] = 0
+            batch.step(ids=None if len(ids) == batch.nsim else ids, nstep=self.frame_skip)
+            self._collect(batch, ids, x_next.numpy())
+            lost = live & (batch.warning[:n, _BAD, 1] > 0).any(-1)
+            x_next[torch.from_numpy(~live | lost)] = torch.nan
+        return x_next.view(*shape, self.nx)
+
+    def _collect(self, batch: mujoco.batch.Batch, ids: np.ndarray, x_next: np.ndarray) -> None:
+        """Copy the states and outputs of the batch into x_next (n, nx)."""
+        fields = {name: batch.bind(name) for name in self.layout.sources}
+        if self._post:
+            stacks = {name: np.zeros_like(fields[name]) for name in self.layout.sources & _POST}
+            for i in ids:
+                batch.get_data(i, self._scratch)
+                mujoco.mj_rnePostConstraint(self._model_of(i), self._scratch)
+                for name, stack in stacks.items():
+                    stack[i] = getattr(self._scratch, name)
+            fields |= stacks
+        x_next[:, : self._row] = batch.state[: len(x_next)]
+        self.layout.read(fields, x_next[:, self._row :])
+
+    def _model_of(self, i: int) -> mujoco.MjModel:
+        return self.model if self.models is None else self.models[i]
+
+    def _batch_for(self, n: int) -> mujoco.batch.Batch:
+        """A batch of at least n simulations; one of the largest size serves all smaller calls."""
+        if self._batch is None or self._batch.nsim < n:
+            self._batch = mujoco.batch.Batch(self.model, n, self.threads, persistent=self._post)
+            for name in (*self.layout.sources, "ctrl"):
+                self._batch.bind(name)
+        return self._batch
+
+    def set_models(self, models: Sequence[mujoco.MjModel] | None) -> None:
+        """Simulate row i of the next calls with models[i]; None for the own model again."""
+        if models is None:
+            if self._batch is not None and self.models is not None:
+                self._batch.set_models(None)
+        else:
+            batch = self._batch_for(len(models))
+            # Rows beyond are not used, but need a model.
+            batch.set_models([*models, *[models[0]] * (batch.nsim - len(models))])
+        self.models = models
+
+
+class RandomizedMujoco:
+    """Simulators whose model fields are uncertain: `Stochastic` dynamics, so risk works on simulators.
+
+    `n` models are drawn once; each realisation assigns them to the particles in a fresh balanced
+    permutation, so P = n particles see every model once.
+
+    Args:
+        nominal: the simulator to randomise.
+        scales: MjModel field -> (low, high), the range of the factor that each model draws for the
+            whole field; see `scaled_model`.
+        n: number of models.
+        generator: draws the factors.
+
+    Raises:
+        UnknownName: no such MjModel field.
+    """
+
+    def __init__(
+        self,
+        nominal: MujocoDynamics,
+        scales: Mapping[str, tuple[float, float]],
+        n: int,
+        *,
+        generator: Generator,
+    ):
+        self.nominal = nominal
+        self.models = [
+            scaled_model(nominal.model, draw) for draw in draw_scales(scales, n, generator=generator)
+        ]
+        # A batch of its own, so that the nominal one keeps its model.
+        self._simulator = MujocoDynamics(
+            nominal.model,
+            nominal.layout,
+            frame_skip=nominal.frame_skip,
+            threads=nominal.threads,
+            action_dtype=nominal.action_dtype,
+        )
+
+    @property
+    def nx(self) -> int:
+        return self.nominal.nx
+
+    @property
+    def nu(self) -> int:
+        return self.nominal.nu
+
+    @property
+    def ny(self) -> int:
+        return self.nominal.ny
+
+    @property
+    def dt(self) -> float:
+        return self.nominal.dt
+
+    def output(self, x: Tensor) -> Tensor:
+        return self.nominal.output(x)
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> RealizedMujoco:
+        count = int(np.prod(shape))
+        rounds = -(-count // len(self.models))
+        pick = torch.cat([torch.randperm(len(self.models), generator=generator) for _ in range(rounds)])[
+            :count
+        ]
+        return RealizedMujoco(self._simulator, self.models, pick.view(shape))
+
+
+class RealizedMujoco:
+    """A draw of `RandomizedMujoco`: pick (...), the number of each row's model, broadcasts against x.shape[:-1]."""
+
+    def __init__(self, simulator: MujocoDynamics, models: Sequence[mujoco.MjModel], pick: Tensor):
+        self.simulator, self.models, self.pick = simulator, models, pick
+        self._rows: list[mujoco.MjModel] = []
+        self._shape: torch.Size | None = None
+
+    @property
+    def nx(self) -> int:
+        return self.simulator.nx
+
+    @property
+    def nu(self) -> int:
+        return self.simulator.nu
+
+    @property
+    def ny(self) -> int:
+        return self.simulator.ny
+
+    @property
+    def dt(self) -> float:
+        return self.simulator.dt
+
+    def output(self, x: Tensor) -> Tensor:
+        return self.simulator.output(x)
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor = 0) -> Tensor:
+        shape = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        if shape != self._shape:
+            self._rows = [self.models[i] for i in self.pick.expand(shape).reshape(-1).tolist()]
+            self._shape = shape
+        if self.simulator.models is not self._rows:  # another draw has used it since
+            self.simulator.set_models(self._rows)
+        return self.simulator.step(x, u, k)
+
+
+def draw_scales(
+    scales: Mapping[str, tuple[float, float]], n: int, *, generator: Generator
+) -> list[dict[str, float]]:
+    """n draws of one factor per field, uniform in its range."""
+    draws = torch.rand(n, len(scales), generator=generator, dtype=torch.float64)
+    return [
+        {
+            name: low + float(r) * (high - low)
+            for r, (name, (low, high)) in zip(row, scales.items(), strict=True)
+        }
+        for row in draws
+    ]
+
+
+def scaled_model(model: mujoco.MjModel, scales: Mapping[str, float]) -> mujoco.MjModel:
+    """A copy of the model with fields multiplied; "body_mass" takes the inertia along.
+
+    "geom_friction" scales sliding friction only. Derived constants are computed anew.
+    """
+    changed = copy.copy(model)
+    for name, factor in scales.items():
+        if not hasattr(changed, name):
+            raise UnknownName("MjModel field", name, mujoco.batch.MODEL_FIELDS)
+        if name == "geom_friction":
+            changed.geom_friction[:, 0] *= factor
+        else:
+            getattr(changed, name)[:] *= factor
+        if name == "body_mass":
+            changed.body_inertia[:] *= factor
+    mujoco.mj_setConst(changed, mujoco.MjData(changed))
+    return changed

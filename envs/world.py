@@ -1,0 +1,157 @@
+"""Worlds: a real environment and the problem that plans in it, from one description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl.envs.layout import Layout
+from mbrl.envs.mujoco import MujocoDynamics, diverged, read_state
+from mbrl.errors import ContractError, UnknownName
+from mbrl.problem import Box, Problem, TaskCost, from_task
+from mbrl.protocols import Task
+
+
+@dataclass(frozen=True)
+class World:
+    """A true world: how to make the environment, and how to plan in it.
+
+    Attributes:
+        name: as typed on the command line.
+        model: the plant.
+        layout: what y holds.
+        task: reward and end, and `observe(y)` where the observation is not y itself.
+        frame_skip: physics steps per control step.
+        actions: bounds.
+        action_dtype: what the environment rounds actions to.
+        build: makes the bare environment.
+        camera: attributes of mujoco.MjvCamera for pictures.
+    """
+
+    name: str
+    model: mujoco.MjModel
+    layout: Layout
+    task: Task
+    frame_skip: int
+    actions: Box
+    action_dtype: torch.dtype
+    build: Callable[..., gymnasium.Env[Any, Any]] = field(repr=False)
+    camera: Mapping[str, Any] = field(default_factory=dict)
+
+    def observe(self, y: Tensor) -> Tensor:
+        """The environment's observation (..., nobs) of y (..., ny)."""
+        observe = getattr(self.task, "observe", None)
+        return y if observe is None else observe(y)
+
+    def make(self, **options: Any) -> gymnasium.Env[Any, Any]:
+        """The environment, with the full simulator state in info["state"]."""
+        return WithState(self.build(**options), self.layout)
+
+    def dynamics(self, *, threads: int = 0, model: mujoco.MjModel | None = None) -> MujocoDynamics:
+        """The simulator to plan with: the plant, or another model with the same state, at the same control step.
+
+        Raises:
+            ContractError: the model's state or its control step differ from the plant's.
+        """
+        model = self.model if model is None else model
+        sizes = [
+            (m.nq, m.nv, m.nu, m.na, mujoco.mj_stateSize(m, mujoco.mjtState.mjSTATE_INTEGRATION))
+            for m in (self.model, model)
+        ]
+        if sizes[0] != sizes[1]:
+            raise ContractError(
+                f"A planning model for {self.name} needs (nq, nv, nu, na, state size) = {sizes[0]}, but has {sizes[1]}."
+            )
+        dt = self.model.opt.timestep * self.frame_skip
+        frame_skip = round(dt / model.opt.timestep)
+        if abs(frame_skip * model.opt.timestep - dt) > 1e-9 * dt or frame_skip < 1:
+            raise ContractError(
+                f"A planning model for {self.name} needs a time step that divides the control step of {dt:g} s, "
+                f"but has {model.opt.timestep:g} s."
+            )
+        return MujocoDynamics(
+            model, self.layout, frame_skip=frame_skip, threads=threads, action_dtype=self.action_dtype
+        )
+
+    def problem(
+        self, horizon: int, *, dynamics: Any = None, threads: int = 0, **options: Any
+    ) -> Problem[Any, TaskCost, Box]:
+        """Maximise the task's reward over `horizon` steps, on the plant unless other dynamics are given."""
+        dynamics = self.dynamics(threads=threads) if dynamics is None else dynamics
+        return from_task(dynamics, self.task, self.actions, horizon, **options)
+
+
+class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Adds the full simulator state to `info["state"]` and ends episodes whose physics diverged.
+
+    A diverged simulation is reset by MuJoCo in mid-episode without a word. Here that step comes back
+    with truncated = True and info["diverged"] = True. Actions of a wrong shape or with NaN are refused,
+    because MuJoCo would replace them with zeros.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], layout: Layout):
+        super().__init__(env)
+        self.layout = layout
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**options)
+        return obs, {**info, "state": self.state(), "diverged": False}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        action = np.asarray(action)
+        space = self.action_space
+        if action.shape != space.shape or not np.isfinite(action).all():
+            raise ContractError(
+                f"{self.unwrapped} needs finite actions of shape {space.shape}, but got "
+                f"shape {action.shape} with values {np.array2string(action.ravel()[:8], precision=3)}."
+            )
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        lost = diverged(self.unwrapped.data)  # type: ignore[attr-defined]
+        info = {**info, "state": self.state(), "diverged": lost}
+        return obs, reward, terminated, truncated or lost, info
+
+    def state(self) -> np.ndarray:
+        """x (nx,) of the running simulation."""
+        env: Any = self.unwrapped
+        return read_state(env.model, env.data, self.layout)
+
+
+def gym_world(name: str, **options: Any) -> World:
+    """A Gymnasium MuJoCo v5 environment as a world; options as for `gymnasium.make`.
+
+    Raises:
+        UnknownName: not one of the eleven; near names are suggested.
+    """
+    from mbrl.envs.gym_tasks import TASKS
+
+    if name not in TASKS:
+        raise UnknownName("Gymnasium MuJoCo environment", name, TASKS)
+
+    def build(**render: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make(name, **options, **render)
+
+    env = build()
+    bare: Any = env.unwrapped
+    task = TASKS[name]
+    layout = Layout(bare.model, task.fields(bare))
+    space = bare.action_space
+    return World(
+        name=name,
+        model=bare.model,
+        layout=layout,
+        task=task(bare, layout),
+        frame_skip=bare.frame_skip,
+        actions=Box(
+            torch.as_tensor(space.low, dtype=torch.float64), torch.as_tensor(space.high, dtype=torch.float64)
+        ),
+        action_dtype=torch.float32,
+        build=build,
+        camera=getattr(bare.mujoco_renderer, "default_cam_config", None) or {},
+    )

@@ -1,0 +1,49 @@
+"""The worlds that the command line knows by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mbrl.envs.world import World, gym_world
+from mbrl.errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to build a world, and one line about it."""
+
+    build: Callable[..., World]
+    about: str
+
+
+WORLDS: dict[str, Entry] = {
+    name: Entry(functools.partial(gym_world, name), about)
+    for name, about in {
+        "Ant-v5": "Gymnasium: walk on four legs (8 actions)",
+        "HalfCheetah-v5": "Gymnasium: run in the plane (6 actions)",
+        "Hopper-v5": "Gymnasium: hop on one leg (3 actions)",
+        "Humanoid-v5": "Gymnasium: walk on two legs (17 actions)",
+        "HumanoidStandup-v5": "Gymnasium: stand up from the floor (17 actions)",
+        "InvertedDoublePendulum-v5": "Gymnasium: balance two poles on a cart (1 action)",
+        "InvertedPendulum-v5": "Gymnasium: balance a pole on a cart (1 action)",
+        "Pusher-v5": "Gymnasium: push a cylinder with an arm (7 actions)",
+        "Reacher-v5": "Gymnasium: reach with a two-link arm (2 actions)",
+        "Swimmer-v5": "Gymnasium: swim (2 actions)",
+        "Walker2d-v5": "Gymnasium: walk in the plane (6 actions)",
+    }.items()
+}
+
+
+def make_world(name: str, **options: Any) -> World:
+    """The world called `name`; options go to its builder.
+
+    Raises:
+        UnknownName: no such world; near names are suggested.
+        MissingExtra: the robot's model comes with an optional package.
+    """
+    if name not in WORLDS:
+        raise UnknownName("world", name, WORLDS)
+    return WORLDS[name].build(**options)

@@ -1,0 +1,46 @@
+"""The vocabulary of model-based reinforcement learning and trajectory optimization.
+
+One `Problem` holds the true simulator or a learned model; every planner takes it and returns a
+`Plan`; `MPC` turns a planner into a policy. Shapes and names are in `mbrl.protocols`.
+"""
+
+from mbrl.errors import ContractError, MbrlError, MissingExtra, UnknownName, UnsupportedProblem
+from mbrl.estimators import FullState, Observed
+from mbrl.mpc import MPC, MPCReport
+from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
+from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task
+from mbrl.risk import CVaR, Mean, Risk
+from mbrl.rollout import Evaluation, evaluate, realize, rollout
+
+__all__ = [
+    "MPC",
+    "Box",
+    "CVaR",
+    "Constraint",
+    "ContractError",
+    "Cost",
+    "Discrete",
+    "Dynamics",
+    "Estimator",
+    "Evaluation",
+    "FullState",
+    "MPCReport",
+    "MbrlError",
+    "Mean",
+    "MissingExtra",
+    "Observed",
+    "Plan",
+    "Planner",
+    "Policy",
+    "Problem",
+    "Risk",
+    "Stochastic",
+    "Task",
+    "TaskCost",
+    "UnknownName",
+    "UnsupportedProblem",
+    "evaluate",
+    "from_task",
+    "realize",
+    "rollout",
+]

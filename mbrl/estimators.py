@@ -1,0 +1,40 @@
+"""Estimators: from what the world shows to the state that the planner starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbrl.errors import ContractError
+
+
+class FullState:
+    """Reads the full simulator state that a wrapper put into `info["state"]`, (nx,) or (M, nx)."""
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        pass
+
+    def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
+        if info is None or "state" not in info:
+            keys = "no info" if info is None else f"info with the keys {sorted(info)}"
+            raise ContractError(
+                f'FullState needs info["state"], but got {keys}. Make the environment with World.make(), '
+                "which adds it."
+            )
+        return torch.atleast_2d(torch.as_tensor(info["state"], dtype=torch.float64))
+
+
+class Observed:
+    """The observation is the state: for models whose state is the observation itself."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64):
+        self.dtype = dtype
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        pass
+
+    def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
+        return torch.atleast_2d(torch.as_tensor(obs, dtype=self.dtype))

@@ -1,0 +1,172 @@
+"""Model predictive control: the stateful shell that turns a planner into a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from mbrl.errors import ContractError
+from mbrl.problem import Box, Plan, Problem
+from mbrl.protocols import Estimator, Planner
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MPCReport:
+    """What happened in one control step.
+
+    Attributes:
+        plan_ms: time spent in the planner; 0 where an old plan was followed.
+        state_error: (M,) max |predicted − realised| of the state that was just reached, or None at first.
+        predicted_cost: (M,) stage cost that the plan expects of the action returned, or None.
+        fallback: (M,) bool, true where the new plan was unusable and the old one was followed.
+        plan: the plan that is being followed.
+        x: (M, nx), the state that was planned from.
+    """
+
+    plan_ms: float
+    state_error: Tensor | None
+    predicted_cost: Tensor | None
+    fallback: Tensor
+    plan: Plan
+    x: Tensor
+
+
+class MPC:
+    """Plans from the estimated state, executes the first actions, shifts, plans again. A `Policy`.
+
+    Args:
+        problem: what to solve.
+        planner: how; its `check` runs now, so a mismatch fails here and not at step 400.
+        estimator: from observation and info to the state.
+        generator: all randomness of the planner.
+        replan_every: steps to follow a plan before the next one.
+        guess: a plan to start the first search from.
+
+    Raises:
+        UnsupportedProblem: the problem lacks an ability that the planner needs.
+        ContractError: the planner returned actions of a wrong shape.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[Any, Any, Any],
+        planner: Planner[Any],
+        *,
+        estimator: Estimator,
+        generator: Generator,
+        replan_every: int = 1,
+        guess: Plan | None = None,
+    ):
+        if not 1 <= replan_every <= problem.horizon:
+            raise ContractError(
+                f"MPC needs 1 ≤ replan_every ≤ horizon = {problem.horizon}, but got {replan_every}."
+            )
+        planner.check(problem)
+        self.problem, self.planner, self.estimator = problem, planner, estimator
+        self.generator, self.replan_every, self.guess = generator, replan_every, guess
+        self.fallbacks = 0
+        self.report: MPCReport | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._state: Any = None
+        self._plan: Plan | None = None
+        self._used = 0  # actions of the plan that were executed
+        self._restart: Tensor | None = None  # (M,) rows whose episode ended
+        self._last_action: Tensor | None = None
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        self.estimator.reset(mask)
+        if mask is None or self._plan is None:
+            self._clear()
+        else:
+            self._restart = mask if self._restart is None else self._restart | mask
+
+    def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
+        x = self.estimator(obs, info, self._last_action)
+        error = None
+        if self._plan is not None and self._plan.states is not None:
+            error = (self._plan.states[:, self._used] - x).abs().amax(-1)
+        plan_ms, fallback = 0.0, torch.zeros(len(x), dtype=torch.bool)
+        if self._plan is None or self._used >= self.replan_every or self._restart is not None:
+            tic = time.perf_counter()
+            fallback = self._replan(x)
+            plan_ms = 1e3 * (time.perf_counter() - tic)
+        assert self._plan is not None  # _replan sets it
+        plan, k = self._plan, self._used
+        predicted = None
+        if plan.states is not None:
+            output = self.problem.dynamics.output
+            p = self.problem.params
+            p_k = None if p is None else (p[k] if p.ndim == 2 else p[:, k])
+            predicted = self.problem.cost.stage(
+                output(plan.states[:, k]), plan.actions[:, k], output(plan.states[:, k + 1]), k, p_k
+            )
+        action = plan.actions[:, k]
+        self._used += 1
+        self._last_action = action
+        self.report = MPCReport(plan_ms, error, predicted, fallback, plan, x)
+        return action
+
+    def _replan(self, x: Tensor) -> Tensor:
+        """Plan from x and keep the result; return where it was unusable and the old plan goes on (M,)."""
+        problem, old, used = self.problem, self._plan, self._used
+        if self._state is None:
+            self._state = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
+        elif old is not None:
+            self._state = self.planner.shift(self._state, old.actions[:, :used], x)
+        if self._restart is not None:
+            fresh = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
+            self._state = where(self._restart, fresh, self._state)
+
+        plan, self._state = self.planner.plan(problem, x, self._state, generator=self.generator)
+        wanted = (len(x), problem.horizon, problem.dynamics.nu)
+        shape = tuple(plan.actions.shape)
+        if len(shape) != 3 or shape[::2] != wanted[::2] or not self.replan_every <= shape[1] <= wanted[1]:
+            raise ContractError(
+                f"{type(self.planner).__name__}.plan must return actions (M, H, nu) = {wanted}, "
+                f"but returned {shape}."
+            )
+        usable = (
+            torch.isfinite(plan.actions).all((-1, -2)) & ~torch.isnan(plan.cost) & (plan.cost < torch.inf)
+        )
+        if isinstance(problem.actions, Box):
+            usable = usable & problem.actions.contains(plan.actions).all(-1)
+        if not usable.all():
+            rest = self._default(plan.actions)
+            if old is not None:
+                moved = torch.cat([old.actions[:, used:], old.actions[:, -1:].expand(-1, used, -1)], 1)
+                rest = (
+                    moved if self._restart is None else torch.where(self._restart[:, None, None], rest, moved)
+                )
+            actions = torch.where(usable[:, None, None], plan.actions, rest[:, : shape[1]])
+            states = plan.states
+            if states is not None:  # what is predicted of an abandoned plan says nothing of the old one
+                states = torch.where(usable[:, None, None], states, torch.nan)
+            plan = dataclasses.replace(plan, actions=actions, states=states)
+            self.fallbacks += int((~usable).sum())
+        self._plan, self._used, self._restart = plan, 0, None
+        return ~usable
+
+    def _default(self, like: Tensor) -> Tensor:
+        """The action to take where there is no plan at all: the middle of the bounds."""
+        actions = self.problem.actions
+        middle = actions.center if isinstance(actions, Box) else actions.values[0]
+        return middle.to(like).expand_as(like)
+
+
+def where(mask: Tensor, a: T, b: T) -> T:
+    """Rows of the dataclass `a` where mask (M,) is true, else of `b`: its tensors have leading M."""
+    fields = {}
+    for field in dataclasses.fields(a):  # type: ignore[arg-type]
+        new, old = getattr(a, field.name), getattr(b, field.name)
+        fields[field.name] = torch.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    return dataclasses.replace(a, **fields)  # type: ignore[type-var]

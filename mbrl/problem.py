@@ -1,0 +1,175 @@
+"""Problem and Plan: what every planner takes and what every planner returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from mbrl.errors import ContractError
+from mbrl.protocols import Cost, Dynamics, Stochastic, Task
+from mbrl.risk import Mean, Risk
+
+
+@dataclass(frozen=True)
+class Box:
+    """Actions between `low` and `high`, elementwise. low, high: (nu,), finite or ±inf."""
+
+    low: Tensor
+    high: Tensor
+
+    def __post_init__(self) -> None:
+        low, high = self.low, self.high
+        if low.ndim != 1 or low.shape != high.shape:
+            raise ContractError(
+                f"Box needs low and high of one shape (nu,), but got {tuple(low.shape)} and {tuple(high.shape)}."
+            )
+        if not bool((low <= high).all()):  # also false for NaN
+            bad = int((~(low <= high)).nonzero()[0, 0])
+            raise ContractError(
+                f"Box needs low ≤ high, but action {bad} has low {float(low[bad])} and high {float(high[bad])}."
+            )
+
+    @property
+    def nu(self) -> int:
+        return self.low.shape[0]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every bound is finite."""
+        return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
+
+    @property
+    def center(self) -> Tensor:
+        return (self.low + self.high) / 2
+
+    @property
+    def half_range(self) -> Tensor:
+        return (self.high - self.low) / 2
+
+    def clip(self, u: Tensor) -> Tensor:
+        return torch.maximum(torch.minimum(u, self.high.to(u)), self.low.to(u))
+
+    def contains(self, u: Tensor) -> Tensor:
+        """Whether each action is inside and not NaN: (...) bool for u (..., nu)."""
+        return ((u >= self.low.to(u)) & (u <= self.high.to(u))).all(-1)
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """A finite set of actions. values: (n, nu)."""
+
+    values: Tensor
+
+    @property
+    def nu(self) -> int:
+        return self.values.shape[-1]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """g(y, u, k, p) ≤ 0 or = 0, along the path or at the end; `soft` is the weight of an exact penalty."""
+
+    fun: Callable[..., Tensor]
+    kind: Literal["le", "eq"] = "le"
+    at: Literal["path", "terminal"] = "path"
+    soft: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """The cost of a reward task: cost = -reward. The only place where the sign changes."""
+
+    task: Task
+
+    def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
+        return -self.task.reward(y, u, y_next)
+
+    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+        return torch.zeros(y.shape[:-1], dtype=y.dtype, device=y.device)
+
+
+D = TypeVar("D", bound=Dynamics | Stochastic, covariant=True)
+C = TypeVar("C", bound=Cost, covariant=True)
+A = TypeVar("A", bound=Box | Discrete, covariant=True)
+
+
+@dataclass(frozen=True)
+class Problem(Generic[D, C, A]):
+    """minimise  E Σₖ γᵏ ℓ(yₖ, uₖ, yₖ₊₁) + γᴴ (m(y_H) + V(x_H))   over u₀ … u_{H-1} in `actions`.
+
+    Attributes:
+        dynamics: `Dynamics`, or `Stochastic` (then `particles` realisations are averaged by `risk`).
+        cost: stage and terminal cost; see `TaskCost` for reward tasks.
+        actions: `Box` or `Discrete`.
+        horizon: H, in steps.
+        discount: γ.
+        params: (H+1, np) or (M, H+1, np): references, commands, cost weights, handed to the cost.
+        terminated: y_next (..., ny) -> bool or probability (...). The cost of the terminating step
+            counts; nothing after it does.
+        termination_cost: added once where an episode ends early.
+        constraints: for planners that handle them.
+        risk: how particle costs become one number.
+        particles: P, for stochastic dynamics.
+        terminal_value: x (..., nx) -> cost-to-go (...), learned or analytic.
+    """
+
+    dynamics: D
+    cost: C
+    actions: A
+    horizon: int
+    discount: float = 1.0
+    params: Tensor | None = None
+    terminated: Callable[[Tensor], Tensor] | None = None
+    termination_cost: float = 0.0
+    constraints: tuple[Constraint, ...] = ()
+    risk: Risk = field(default_factory=Mean)
+    particles: int = 1
+    terminal_value: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ContractError(f"Problem needs a horizon of at least 1 step, but got {self.horizon}.")
+        if self.particles < 1:
+            raise ContractError(f"Problem needs at least 1 particle, but got {self.particles}.")
+        if not 0 < self.discount <= 1:
+            raise ContractError(f"Problem needs a discount in (0, 1], but got {self.discount}.")
+        if self.actions.nu != self.dynamics.nu:
+            raise ContractError(
+                f"The actions have nu = {self.actions.nu}, but {type(self.dynamics).__name__} takes "
+                f"nu = {self.dynamics.nu}."
+            )
+        if self.params is not None and self.params.shape[-2] != self.horizon + 1:
+            raise ContractError(
+                f"params needs one row per step, (H+1, np) = ({self.horizon + 1}, np), "
+                f"but got {tuple(self.params.shape)}."
+            )
+
+
+def from_task(dynamics: D, task: Task, actions: A, horizon: int, **options: Any) -> Problem[D, TaskCost, A]:
+    """A problem that maximises the task's reward and ends where the task ends."""
+    return Problem(dynamics, TaskCost(task), actions, horizon, terminated=task.terminated, **options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a planner found.
+
+    Attributes:
+        actions: (M, H, nu), inside the bounds.
+        cost: (M,), of exactly these actions, evaluated on an independent draw.
+        states: (M, H+1, nx), predicted (of the first particle if there are several), or None.
+        K: (M, H, nu, ndx) feedback gains, or None.
+        length: (M,) valid steps where a planner may return fewer than H, or None.
+        info: health numbers, each (M,) or a scalar.
+    """
+
+    actions: Tensor
+    cost: Tensor
+    states: Tensor | None = None
+    K: Tensor | None = None
+    length: Tensor | None = None
+    info: Mapping[str, Tensor | float | int | str] = field(default_factory=dict)

@@ -1,0 +1,139 @@
+"""Rolling a plan out and scoring it: the one place where costs of action sequences are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from mbrl.errors import ContractError
+from mbrl.problem import Problem
+from mbrl.protocols import Dynamics, Stochastic
+
+
+def realize(problem: Problem[Any, Any, Any], *, generator: Generator) -> tuple[Dynamics, int]:
+    """A deterministic draw of the problem's dynamics and its number of particles P."""
+    dynamics = problem.dynamics
+    if isinstance(dynamics, Stochastic):
+        shape = (problem.particles, 1, 1)
+        return dynamics.realize(shape, problem.horizon, generator=generator), problem.particles
+    return dynamics, 1
+
+
+def rollout(dynamics: Dynamics, x0: Tensor, u: Tensor) -> Tensor:
+    """States (..., H+1, nx) from x0 (..., nx) under u (..., H, nu)."""
+    states = [x0]
+    for k in range(u.shape[-2]):
+        states.append(dynamics.step(states[-1], u[..., k, :], k))
+    return torch.stack(states, -2)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of candidates.
+
+    Attributes:
+        cost: (M, B); +inf where a candidate diverged or its cost is not finite.
+        diverged: (M, B) share of particles that left the finite numbers.
+        states: (M, B, H+1, nx) of particle 0, or None.
+    """
+
+    cost: Tensor
+    diverged: Tensor
+    states: Tensor | None = None
+
+
+def evaluate(
+    problem: Problem[Any, Any, Any],
+    dynamics: Dynamics,
+    x0: Tensor,
+    u: Tensor,
+    *,
+    particles: int = 1,
+    keep_states: bool = False,
+) -> Evaluation:
+    """Scores candidates: particles, discount, termination, terminal terms and risk.
+
+    cost = risk_p Σₖ γᵏ sₖ ℓ(yₖ, uₖ, yₖ₊₁) + …   with sₖ the probability of having survived until step k.
+
+    Args:
+        dynamics: a deterministic draw, see `realize`.
+        x0: (M, nx).
+        u: (M, B, H, nu).
+        particles: P of the draw.
+        keep_states: return the states too (of particle 0). Rows are then simulated past their end.
+    """
+    M, B, H, _ = u.shape
+    x = x0[:, None].expand(M, B, -1)
+    if particles > 1:
+        x = x.expand(particles, M, B, -1)
+        u = u.expand(particles, M, B, H, -1)
+    y = dynamics.output(x)
+    states = [x] if keep_states else None
+
+    total = torch.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
+    survival = torch.ones_like(total)
+    diverged = torch.zeros_like(total, dtype=torch.bool)
+    weight = 1.0
+    for k in range(H):
+        u_k = u[..., k, :]
+        x_next = dynamics.step(x, u_k, k)
+        y_next = dynamics.output(x_next)
+        alive = survival > 0
+        # A sum is finite only if its terms are: one pass instead of isfinite().all(-1).
+        diverged |= alive & ~torch.isfinite(y_next.sum(-1))
+        stage = problem.cost.stage(y, u_k, y_next, k, _params(problem, k))
+        if stage.shape != total.shape:
+            raise ContractError(
+                f"The stage cost of {_name(problem)} must have the shape of its inputs without the last axis, "
+                f"{tuple(total.shape)}, but it returned {tuple(stage.shape)}."
+            )
+        total = total + torch.where(alive, weight * survival * stage, 0.0)
+        if problem.terminated is not None:
+            end = problem.terminated(y_next)
+            if end.shape != total.shape:
+                raise ContractError(
+                    f"terminated of {_name(problem)} must return shape {tuple(total.shape)}, "
+                    f"but it returned {tuple(end.shape)}."
+                )
+            end = end.to(total.dtype)
+            if problem.termination_cost:
+                total = total + torch.where(alive, weight * survival * end * problem.termination_cost, 0.0)
+            survival = torch.where(alive, survival * (1.0 - end), 0.0)
+            if not (keep_states or x_next.requires_grad):
+                # Rows that ended are retired: simulators skip rows that are not finite.
+                x_next = torch.where((survival > 0)[..., None], x_next, torch.nan)
+        weight *= problem.discount
+        x, y = x_next, y_next
+        if states is not None:
+            states.append(x)
+
+    terminal = problem.cost.terminal(y, _params(problem, H))
+    if problem.terminal_value is not None:
+        terminal = terminal + problem.terminal_value(x)
+    total = total + torch.where(survival > 0, weight * survival * terminal, 0.0)
+    total = torch.where(diverged | ~torch.isfinite(total), torch.inf, total)
+    kept = None
+    if states is not None:
+        kept = torch.stack(states, -2)
+        kept = kept[0] if particles > 1 else kept
+    if particles > 1:
+        cost = problem.risk(total)
+        # A risk such as mean − κ·std would turn inf into NaN.
+        cost = torch.where(torch.isinf(total).any(0) | torch.isnan(cost), torch.inf, cost)
+        return Evaluation(cost, diverged.to(cost.dtype).mean(0), kept)
+    return Evaluation(total, diverged.to(total.dtype), kept)
+
+
+def _params(problem: Problem[Any, Any, Any], k: int) -> Tensor | None:
+    """Parameters of step k that broadcast against (M, B, np)."""
+    p = problem.params
+    if p is None:
+        return None
+    return p[k] if p.ndim == 2 else p[:, None, k]
+
+
+def _name(problem: Problem[Any, Any, Any]) -> str:
+    return type(getattr(problem.cost, "task", problem.cost)).__name__

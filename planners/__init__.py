@@ -1,0 +1,20 @@
+"""Planners: frozen dataclasses of hyper-parameters that turn a Problem into a Plan."""
+
+from mbrl.planners.cem import CEM
+from mbrl.planners.cma_es import CMAES
+from mbrl.planners.icem import ICEM
+from mbrl.planners.mppi import MPPI
+from mbrl.planners.predictive_sampling import PredictiveSampling
+from mbrl.planners.random_shooting import RandomShooting
+from mbrl.planners.sampling import SamplingPlanner, SamplingState
+
+__all__ = [
+    "CEM",
+    "CMAES",
+    "ICEM",
+    "MPPI",
+    "PredictiveSampling",
+    "RandomShooting",
+    "SamplingPlanner",
+    "SamplingState",
+]
