@@ -4,9 +4,11 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 `Plan`; `MPC` turns a planner into a policy. Shapes and names are in `mbrl.protocols`.
 """
 
+from mbrl.checks import check_dynamics, check_task
 from mbrl.errors import ContractError, MbrlError, MissingExtra, UnknownName, UnsupportedProblem
 from mbrl.estimators import FullState, Observed
 from mbrl.mpc import MPC, MPCReport
+from mbrl.planner_checks import check_planner
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task
 from mbrl.risk import CVaR, Mean, Risk
@@ -39,6 +41,9 @@ __all__ = [
     "TaskCost",
     "UnknownName",
     "UnsupportedProblem",
+    "check_dynamics",
+    "check_planner",
+    "check_task",
     "evaluate",
     "from_task",
     "realize",
