@@ -68,6 +68,9 @@ def _inside(value: Tensor, bounds: tuple[float, float]) -> Tensor:
 class _Runner(GymTask):
     """Forward speed of the first coordinate less an action cost; never ends."""
 
+    forward: float
+    action: float
+
     def copy(self, env: Any) -> None:
         self.forward, self.action = env._forward_reward_weight, env._ctrl_cost_weight
 
@@ -91,6 +94,12 @@ class Swimmer(_Runner):
 
 class _Hopping(GymTask):
     """Forward speed and a bonus for staying upright; ends at a fall."""
+
+    forward: float
+    action: float
+    bonus: float
+    height: tuple[float, float]
+    angle: tuple[float, float]
 
     def copy(self, env: Any) -> None:
         self.forward, self.action = env._forward_reward_weight, env._ctrl_cost_weight
@@ -142,6 +151,12 @@ class _Contact(GymTask):
 
 class Ant(_Contact):
     """Walk forward on four legs."""
+
+    forward: float
+    action: float
+    contact: float
+    bonus: float
+    height: tuple[float, float]
 
     @staticmethod
     def fields(env: Any) -> tuple[str, ...]:
@@ -198,6 +213,12 @@ class _HumanoidBody(_Contact):
 class Humanoid(_HumanoidBody):
     """Walk forward on two legs."""
 
+    forward: float
+    action: float
+    contact: float
+    bonus: float
+    height: tuple[float, float]
+
     @staticmethod
     def fields(env: Any) -> tuple[str, ...]:
         return (*_Contact.fields(env), "subtree_com/0")
@@ -228,6 +249,9 @@ class Humanoid(_HumanoidBody):
 class HumanoidStandup(_HumanoidBody):
     """Stand up from the floor."""
 
+    action: float
+    impact: float
+
     def copy(self, env: Any) -> None:
         self._parts(env)
         self.up, self.action = env._uph_cost_weight, env._ctrl_cost_weight
@@ -247,6 +271,9 @@ class HumanoidStandup(_HumanoidBody):
 class Reacher(GymTask):
     """Bring the fingertip of a planar two-link arm to the target."""
 
+    near: float
+    action: float
+
     @staticmethod
     def fields(env: Any) -> tuple[str, ...]:
         return ("qpos", "qvel", "xpos/fingertip", "xpos/target")
@@ -257,7 +284,7 @@ class Reacher(GymTask):
 
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         gap = y_next[..., self.tip] - y_next[..., self.target]
-        return -self.near * gap.norm(dim=-1) - self.action * _square(u)
+        return -self.near * torch.linalg.vector_norm(gap, dim=-1) - self.action * _square(u)
 
     def terminated(self, y_next: Tensor) -> Tensor:
         return _never(y_next)
@@ -272,6 +299,10 @@ class Reacher(GymTask):
 class Pusher(GymTask):
     """Push a cylinder to the goal with a seven-joint arm."""
 
+    near: float
+    far: float
+    action: float
+
     @staticmethod
     def fields(env: Any) -> tuple[str, ...]:
         return ("qpos", "qvel", "xpos/tips_arm", "xpos/object", "xpos/goal")
@@ -285,8 +316,8 @@ class Pusher(GymTask):
 
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         body = y_next[..., self.object]
-        near = (body - y_next[..., self.tip]).norm(dim=-1)
-        far = (body - y_next[..., self.goal]).norm(dim=-1)
+        near = torch.linalg.vector_norm(body - y_next[..., self.tip], dim=-1)
+        far = torch.linalg.vector_norm(body - y_next[..., self.goal], dim=-1)
         return -self.near * near - self.far * far - self.action * _square(u)
 
     def terminated(self, y_next: Tensor) -> Tensor:
@@ -315,6 +346,8 @@ class InvertedPendulum(GymTask):
 
 class InvertedDoublePendulum(GymTask):
     """Keep two poles on a cart upright."""
+
+    bonus: float
 
     @staticmethod
     def fields(env: Any) -> tuple[str, ...]:

@@ -129,8 +129,8 @@ def mjcf_world(
     if not isinstance(model, mujoco.MjModel):
         model = load_mjcf(model)
     layout = Layout(model, fields)
-    if not hasattr(task, "reward"):
-        task = task(model, layout)  # type: ignore[operator, call-arg]
+    # A class has the methods of its instances, so it would pass for a Task.
+    made = task if isinstance(task, Task) and not isinstance(task, type) else task(model, layout)
     if actions is None:
         free = [
             model.actuator(i).name or str(i) for i in range(model.nu) if not model.actuator_ctrllimited[i]
@@ -146,7 +146,7 @@ def mjcf_world(
 
     def build(**render: Any) -> gymnasium.Env[Any, Any]:
         env: gymnasium.Env[Any, Any] = MjcfEnv(
-            model, layout, task, frame_skip=frame_skip, actions=actions, reset=reset
+            model, layout, made, frame_skip=frame_skip, actions=actions, reset=reset
         )
         return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
 
@@ -154,7 +154,7 @@ def mjcf_world(
         name=name,
         model=model,
         layout=layout,
-        task=task,
+        task=made,
         frame_skip=frame_skip,
         actions=actions,
         action_dtype=torch.float32,

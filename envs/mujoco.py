@@ -116,7 +116,7 @@ class MujocoDynamics:
                 f"MujocoDynamics needs x (..., {self.nx}) and u (..., {self.nu}), "
                 f"but got {tuple(x.shape)} and {tuple(u.shape)}."
             )
-        shape = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        shape = torch.Size(np.broadcast_shapes(x.shape[:-1], u.shape[:-1]))
         n = shape.numel()
         batch = self._batch_for(n)
         state, control = torch.from_numpy(batch.state)[:n], torch.from_numpy(batch.bind("ctrl"))[:n]
@@ -266,7 +266,7 @@ class RealizedMujoco:
         return self.simulator.output(x)
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor = 0) -> Tensor:
-        shape = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        shape = torch.Size(np.broadcast_shapes(x.shape[:-1], u.shape[:-1]))
         if shape != self._shape:
             self._rows = [self.models[i] for i in self.pick.expand(shape).reshape(-1).tolist()]
             self._shape = shape

@@ -24,7 +24,7 @@ class FullState:
                 f'FullState needs info["state"], but got {keys}. Make the environment with World.make(), '
                 "which adds it."
             )
-        return torch.atleast_2d(torch.as_tensor(info["state"], dtype=torch.float64))
+        return _rows(torch.as_tensor(info["state"], dtype=torch.float64))
 
 
 class Observed:
@@ -37,4 +37,9 @@ class Observed:
         pass
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
-        return torch.atleast_2d(torch.as_tensor(obs, dtype=self.dtype))
+        return _rows(torch.as_tensor(obs, dtype=self.dtype))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x (M, n) of (n,) or (M, n)."""
+    return x[None] if x.ndim == 1 else x

@@ -257,7 +257,8 @@ def _arrays(actions: Any) -> dict[str, Tensor]:
 
 
 def _global_randomness() -> tuple[str, str, str]:
-    return str(torch.get_rng_state().tolist()), str(np.random.get_state()[1:]), str(random.getstate())
+    legacy = np.random.get_state(legacy=False)
+    return str(torch.get_rng_state().tolist()), str(legacy["state"]), str(random.getstate())
 
 
 def _check_shift(

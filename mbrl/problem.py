@@ -149,7 +149,13 @@ class Problem(Generic[D, C, A]):
             )
 
 
-def from_task(dynamics: D, task: Task, actions: A, horizon: int, **options: Any) -> Problem[D, TaskCost, A]:
+AnyDynamics = TypeVar("AnyDynamics", bound=Dynamics | Stochastic)
+AnyActions = TypeVar("AnyActions", bound=Box | Discrete)
+
+
+def from_task(
+    dynamics: AnyDynamics, task: Task, actions: AnyActions, horizon: int, **options: Any
+) -> Problem[AnyDynamics, TaskCost, AnyActions]:
     """A problem that maximises the task's reward and ends where the task ends."""
     return Problem(dynamics, TaskCost(task), actions, horizon, terminated=task.terminated, **options)
 

@@ -111,7 +111,7 @@ class CMAES(SamplingPlanner[CMAESState]):
         if state.C.ndim == 3:
             values, vectors = torch.linalg.eigh(state.C)
             root = vectors * values.clamp(min=1e-20).sqrt()[:, None, :]  # B D
-            steps = noise @ root.mT
+            steps: Tensor = noise @ root.mT
         else:
             steps = noise * state.C.sqrt()[:, None]
         steps = (state.sigma[:, None, None] * steps).reshape(M, self.population, K, nu)

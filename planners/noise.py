@@ -41,4 +41,5 @@ def colored_noise(shape: tuple[int, ...], beta: float, like: Tensor, *, generato
     if T % 2 == 0:  # the Nyquist component is real
         imag[..., -1] = 0.0
         real[..., -1] *= math.sqrt(2)
-    return (torch.fft.irfft(torch.complex(real, imag), n=T) / sigma).transpose(-1, -2)
+    noise: Tensor = torch.fft.irfft(torch.complex(real, imag), n=T) / sigma
+    return noise.transpose(-1, -2)

@@ -165,7 +165,7 @@ class SamplingPlanner(ABC, Generic[S]):
         final = evaluate(problem, dynamics, x0, pair, particles=particles, keep_states=True)
         assert final.states is not None  # kept on request
         spread = (weights[..., None, None] * knots**2).sum(1) - (weights[..., None, None] * knots).sum(1) ** 2
-        info = {
+        info: dict[str, Tensor | float | int | str] = {
             "effective_samples": 1.0 / (weights**2).sum(-1).clamp(min=1e-12),
             "elite_spread": spread.clamp(min=0).mean((-1, -2)).sqrt(),
             "clipped": (raw.abs() > 1).to(x0).mean((1, 2, 3)),

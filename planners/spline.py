@@ -53,7 +53,7 @@ def fit(actions: Tensor, spacing: int, order: Order) -> Tensor:
     if spacing == 1:
         return actions.clone()
     W = _weights(actions.shape[-2], spacing, order)[0].to(actions)
-    knots = torch.linalg.pinv(W) @ actions
+    knots: Tensor = torch.linalg.pinv(W) @ actions
     # Knots beyond the horizon have no weight: they repeat the last one that has.
     used = int((W.abs().sum(0) > 0).nonzero().max()) + 1
     knots[..., used:, :] = knots[..., used - 1 : used, :]
