@@ -284,7 +284,8 @@ class Reacher(GymTask):
 
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         gap = y_next[..., self.tip] - y_next[..., self.target]
-        return -self.near * torch.linalg.vector_norm(gap, dim=-1) - self.action * _square(u)
+        distance: Tensor = gap.norm(dim=-1)
+        return -self.near * distance - self.action * _square(u)
 
     def terminated(self, y_next: Tensor) -> Tensor:
         return _never(y_next)
@@ -316,8 +317,8 @@ class Pusher(GymTask):
 
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         body = y_next[..., self.object]
-        near = torch.linalg.vector_norm(body - y_next[..., self.tip], dim=-1)
-        far = torch.linalg.vector_norm(body - y_next[..., self.goal], dim=-1)
+        near: Tensor = (body - y_next[..., self.tip]).norm(dim=-1)
+        far: Tensor = (body - y_next[..., self.goal]).norm(dim=-1)
         return -self.near * near - self.far * far - self.action * _square(u)
 
     def terminated(self, y_next: Tensor) -> Tensor:
