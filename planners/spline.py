@@ -49,11 +49,20 @@ def interpolate(knots: Tensor, phase: Tensor, horizon: int, spacing: int, order:
 
 
 def fit(actions: Tensor, spacing: int, order: Order) -> Tensor:
-    """Knots (M, K, nu) at phase 0 that come nearest to actions (M, H, nu) in the least-squares sense."""
+    """Knots (M, K, nu) at phase 0, in [−1, 1], that come nearest to actions (M, H, nu) in the least-squares sense."""
     if spacing == 1:
         return actions.clone()
     W = _weights(actions.shape[-2], spacing, order)[0].to(actions)
-    knots: Tensor = torch.linalg.pinv(W) @ actions
+    knots: Tensor = (torch.linalg.pinv(W) @ actions).clamp(-1, 1)
+    # Fitted freely, a knot at the end, which few actions touch, can land hundreds of ranges outside the
+    # bounds. Accelerated projected gradient descent settles the bounds; a free fit inside them is its fixed point.
+    gram, target = W.mT @ W, W.mT @ actions
+    rate = 1.0 / float(torch.linalg.matrix_norm(gram, ord=2))
+    ahead = knots
+    for i in range(100):
+        moved = (ahead - rate * (gram @ ahead - target)).clamp(-1, 1)
+        ahead = moved + i / (i + 3) * (moved - knots)
+        knots = moved
     # Knots beyond the horizon have no weight: they repeat the last one that has.
     used = int((W.abs().sum(0) > 0).nonzero().max()) + 1
     knots[..., used:, :] = knots[..., used - 1 : used, :]
