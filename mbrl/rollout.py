@@ -17,7 +17,8 @@ def realize(problem: Problem[Any, Any, Any], *, generator: Generator) -> tuple[D
     """A deterministic draw of the problem's dynamics and its number of particles P."""
     dynamics = problem.dynamics
     if isinstance(dynamics, Stochastic):
-        shape = (problem.particles, 1, 1)
+        # One particle has no axis of its own in `evaluate`.
+        shape = (problem.particles, 1, 1) if problem.particles > 1 else (1, 1)
         return dynamics.realize(shape, problem.horizon, generator=generator), problem.particles
     return dynamics, 1
 
