@@ -100,6 +100,8 @@ def evaluate(
                     f"but it returned {tuple(end.shape)}."
                 )
             end = end.to(total.dtype)
+            # A NaN probability would end the row at no further cost.
+            diverged |= alive & torch.isnan(end)
             if problem.termination_cost:
                 total = total + torch.where(alive, weight * survival * end * problem.termination_cost, 0.0)
             survival = torch.where(alive, survival * (1.0 - end), 0.0)
@@ -114,6 +116,11 @@ def evaluate(
     terminal = problem.cost.terminal(y, _params(problem, H))
     if problem.terminal_value is not None:
         terminal = terminal + problem.terminal_value(x)
+    if terminal.shape != total.shape:
+        raise ContractError(
+            f"The terminal cost and value of {_name(problem)} must have the shape of their inputs without the "
+            f"last axis, {tuple(total.shape)}, but they returned {tuple(terminal.shape)}."
+        )
     total = total + torch.where(survival > 0, weight * survival * terminal, 0.0)
     total = torch.where(diverged | ~torch.isfinite(total), torch.inf, total)
     kept = None
