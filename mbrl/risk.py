@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from mbrl.errors import ContractError
+
 
 @runtime_checkable
 class Risk(Protocol):
@@ -35,6 +37,11 @@ class CVaR:
 
     alpha: float = 0.25
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ContractError(f"CVaR needs alpha, a share in [0, 1], but got {self.alpha}.")
+
     def __call__(self, cost: Tensor) -> Tensor:
-        n = max(1, math.ceil(self.alpha * cost.shape[0]))
+        # 0.07 · 100 is a little more than 7.
+        n = max(1, math.ceil(self.alpha * cost.shape[0] - 1e-9))
         return cost.topk(n, dim=0).values.mean(0)
