@@ -21,7 +21,7 @@ Order = Literal["zero", "linear", "cubic"]
 
 def knot_count(horizon: int, spacing: int, order: Order) -> int:
     """K, enough knots to cover `horizon` steps from any phase in [0, spacing)."""
-    if order == "zero":
+    if order == "zero" or spacing == 1:
         return math.ceil((horizon + spacing - 1) / spacing)
     return max(2, math.ceil((horizon + spacing - 2) / spacing) + 1)
 
