@@ -142,9 +142,11 @@ class Problem(Generic[D, C, A]):
                 f"The actions have nu = {self.actions.nu}, but {type(self.dynamics).__name__} takes "
                 f"nu = {self.dynamics.nu}."
             )
-        if self.params is not None and self.params.shape[-2] != self.horizon + 1:
+        if self.params is not None and (
+            self.params.ndim not in (2, 3) or self.params.shape[-2] != self.horizon + 1
+        ):
             raise ContractError(
-                f"params needs one row per step, (H+1, np) = ({self.horizon + 1}, np), "
+                f"params needs one row per step, (H+1, np) = ({self.horizon + 1}, np), or (M, H+1, np), "
                 f"but got {tuple(self.params.shape)}."
             )
 
