@@ -24,7 +24,8 @@ class MPCReport:
 
     Attributes:
         plan_ms: time spent in the planner; 0 where an old plan was followed.
-        state_error: (M,) max |predicted − realised| of the state that was just reached, or None at first.
+        state_error: (M,) max |predicted − realised| of the state that was just reached, or None at first;
+            NaN in the first step of a later episode.
         predicted_cost: (M,) stage cost that the plan expects of the action returned, or None.
         fallback: (M,) bool, true where the new plan was unusable and the old one was followed.
         plan: the plan that is being followed.
@@ -95,6 +96,8 @@ class MPC:
         error = None
         if self._plan is not None and self._plan.states is not None:
             error = (self._plan.states[:, self._used] - x).abs().amax(-1)
+            if self._restart is not None:  # another episode was not predicted
+                error = torch.where(self._restart, torch.nan, error)
         plan_ms, fallback = 0.0, torch.zeros(len(x), dtype=torch.bool)
         if self._plan is None or self._used >= self.replan_every or self._restart is not None:
             tic = time.perf_counter()
@@ -157,9 +160,14 @@ class MPC:
         return ~usable
 
     def _default(self, like: Tensor) -> Tensor:
-        """The action to take where there is no plan at all: the middle of the bounds."""
+        """The action to take where there is no plan at all: the middle of the bounds, or what is nearest to 0."""
         actions = self.problem.actions
-        middle = actions.center if isinstance(actions, Box) else actions.values[0]
+        if isinstance(actions, Box):
+            middle = torch.where(
+                torch.isfinite(actions.center), actions.center, actions.clip(torch.zeros_like(actions.low))
+            )
+        else:
+            middle = actions.values[0]
         return middle.to(like).expand_as(like)
 
 
