@@ -143,6 +143,10 @@ class MPC:
         )
         if isinstance(problem.actions, Box):
             usable = usable & problem.actions.contains(plan.actions).all(-1)
+        broken = ~torch.isfinite(plan.actions).all((-1, -2))
+        if broken.any():  # or the planner could start from NaN for ever
+            fresh = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
+            self._state = where(broken, fresh, self._state)
         if not usable.all():
             rest = self._default(plan.actions)
             if old is not None:
