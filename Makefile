@@ -26,8 +26,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/core.stamp
-	@n=1; while [ -e runs/bench-$$n ]; do n=$$((n + 1)); done; mkdir -p runs/bench-$$n; \
-	$(BIN)/python -m mbrl.experiments.benchmarks.throughput | tee runs/bench-$$n/throughput.txt
+	$(BIN)/python -m mbrl.experiments.benchmarks.throughput
 
 # torch comes first and by version, so that an index with CPU builds can supply a small one.
 # Where that version is not to be had, its pin must not stand in the way of another.

@@ -150,7 +150,8 @@ class MPC:
         if not usable.all():
             rest = self._default(plan.actions)
             if old is not None:
-                moved = torch.cat([old.actions[:, used:], old.actions[:, -1:].expand(-1, used, -1)], 1)
+                more = used + max(0, shape[1] - old.actions.shape[1])  # plans may differ in length
+                moved = torch.cat([old.actions[:, used:], old.actions[:, -1:].expand(-1, more, -1)], 1)
                 rest = (
                     moved if self._restart is None else torch.where(self._restart[:, None, None], rest, moved)
                 )
