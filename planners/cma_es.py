@@ -52,7 +52,7 @@ class Constants(NamedTuple):
         mu_eff = 1.0 / sum(w**2 for w in weights)
         c_sigma = (mu_eff + 2) / (n + mu_eff + 5)
         c_1 = 2 / ((n + 1.3) ** 2 + mu_eff)
-        c_mu = min(1 - c_1, 2 * (mu_eff - 2 + 1 / mu_eff) / ((n + 2) ** 2 + mu_eff))
+        c_mu = min(1 - c_1, 2 * (0.25 + mu_eff - 2 + 1 / mu_eff) / ((n + 2) ** 2 + mu_eff))
         if separable:
             c_1, c_mu = c_1 * (n + 2) / 3, min(1 - c_1 * (n + 2) / 3, c_mu * (n + 2) / 3)
         return Constants(
@@ -79,7 +79,7 @@ class CMAES(SamplingPlanner[CMAESState]):
             mean with this σ, unit covariance and empty paths.
         full_below: number of parameters up to which the covariance is a full matrix.
 
-    Reference: Hansen 2016, "The CMA evolution strategy: a tutorial", figure 6 with positive weights;
+    Reference: Hansen 2016, "The CMA evolution strategy: a tutorial" (revision of 2023), figure 6 with positive weights;
         Ros & Hansen 2008 for the separable variant.
     """
 
