@@ -113,14 +113,16 @@ def evaluate(
         if states is not None:
             states.append(x)
 
-    terminal = problem.cost.terminal(y, _params(problem, H))
+    ends = [problem.cost.terminal(y, _params(problem, H))]
     if problem.terminal_value is not None:
-        terminal = terminal + problem.terminal_value(x)
-    if terminal.shape != total.shape:
-        raise ContractError(
-            f"The terminal cost and value of {_name(problem)} must have the shape of their inputs without the "
-            f"last axis, {tuple(total.shape)}, but they returned {tuple(terminal.shape)}."
-        )
+        ends.append(problem.terminal_value(x))
+    for end in ends:
+        if end.shape != total.shape:
+            raise ContractError(
+                f"The terminal cost of {_name(problem)}, and a terminal_value, must have the shape of their "
+                f"inputs without the last axis, {tuple(total.shape)}, but one returned {tuple(end.shape)}."
+            )
+    terminal = torch.stack(ends).sum(0)
     total = total + torch.where(survival > 0, weight * survival * terminal, 0.0)
     total = torch.where(diverged | ~torch.isfinite(total), torch.inf, total)
     kept = None

@@ -1,0 +1,260 @@
+"""MPC: when it plans, what it shifts, and what it does when a plan cannot be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from mbrl import MPC, ContractError, FullState, Observed, Plan, Policy, Problem, UnsupportedProblem
+from mbrl.planners import ICEM
+from tests.problems import DoubleIntegrator, Quadratic, box, lq_problem, seeded
+
+
+@dataclass(frozen=True)
+class Counted:
+    """rounds (M,): plans since the start; moved (M,): steps shifted."""
+
+    rounds: Tensor
+    moved: Tensor
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Plans that say who they are: action k of the n-th plan is n + k / 100."""
+
+    H: int = 5
+    spoil: Callable[[int, Plan], Plan] = lambda n, plan: plan
+    log: list[str] = field(default_factory=list)
+
+    def check(self, problem: Problem[Any, Any, Any]) -> None:
+        self.log.append("check")
+        if problem.discount != 1.0:
+            raise UnsupportedProblem("Scripted needs discount 1.")
+
+    def init(
+        self, problem: Problem[Any, Any, Any], x0: Tensor, *, generator: Generator, guess: Plan | None = None
+    ) -> Counted:
+        self.log.append("init")
+        return Counted(torch.zeros(len(x0), dtype=torch.long), torch.zeros(len(x0), dtype=torch.long))
+
+    def shift(self, state: Counted, actions_taken: Tensor, x_now: Tensor) -> Counted:
+        self.log.append(f"shift {actions_taken.shape[1]}")
+        return replace(state, moved=state.moved + actions_taken.shape[1])
+
+    def plan(
+        self, problem: Problem[Any, Any, Any], x0: Tensor, state: Counted, *, generator: Generator
+    ) -> tuple[Plan, Counted]:
+        self.log.append("plan")
+        state = replace(state, rounds=state.rounds + 1)
+        n = self.log.count("plan")
+        k = torch.arange(self.H, dtype=torch.float64) / 100
+        actions = (state.rounds[:, None] + k)[..., None]
+        states = [x0]
+        for i in range(self.H):
+            states.append(problem.dynamics.step(states[-1], actions[:, i], i))
+        plan = Plan(actions, torch.zeros(len(x0), dtype=torch.float64), torch.stack(states, 1))
+        return self.spoil(n, plan), state
+
+
+def mpc(planner: Any, replan_every: int = 1, **options: Any) -> MPC:
+    return MPC(
+        lq_problem(horizon=5, **options),
+        planner,
+        estimator=Observed(),
+        generator=seeded(),
+        replan_every=replan_every,
+    )
+
+
+X = torch.zeros(2, 2, dtype=torch.float64)
+
+
+def test_plans_every_n_steps_and_shifts_by_the_steps_taken() -> None:
+    planner = Scripted()
+    policy = mpc(planner, replan_every=3)
+    taken = [policy(X)[0, 0].item() for _ in range(7)]
+    assert taken == pytest.approx([1.00, 1.01, 1.02, 2.00, 2.01, 2.02, 3.00])
+    assert planner.log == ["check", "init", "plan", "shift 3", "plan", "shift 3", "plan"]
+    assert isinstance(policy, Policy)
+
+
+def test_plan_time_is_reported_where_it_was_spent() -> None:
+    policy = mpc(Scripted(), replan_every=2)
+    times = []
+    for _ in range(4):
+        policy(X)
+        assert policy.report is not None
+        times.append(policy.report.plan_ms)
+    assert times[0] > 0 and times[2] > 0 and times[1] == times[3] == 0.0
+
+
+def test_reset_starts_over() -> None:
+    planner = Scripted()
+    policy = mpc(planner)
+    policy(X)
+    policy(X)
+    policy.reset()
+    assert policy(X)[0, 0].item() == 1.0
+    assert planner.log.count("init") == 2
+
+
+def test_reset_of_some_rows_leaves_the_others_alone() -> None:
+    planner = Scripted()
+    policy = mpc(planner, replan_every=3)
+    policy(X)
+    policy(X)
+    policy.reset(torch.tensor([True, False]))
+    # It plans at once, since row 0 has no plan for its new episode; row 1 is at its second plan.
+    assert policy(X)[:, 0].tolist() == pytest.approx([1.0, 2.0])
+    assert policy(X)[:, 0].tolist() == pytest.approx([1.01, 2.01])
+    policy.reset(torch.tensor([True, False]))
+    policy.reset(torch.tensor([False, True]))
+    assert policy(X)[:, 0].tolist() == pytest.approx([1.0, 1.0])
+
+
+def spoiled(row: int, change: Callable[[Plan], Plan]) -> Callable[[int, Plan], Plan]:
+    """From the second plan on, row `row` is changed."""
+
+    def spoil(n: int, plan: Plan) -> Plan:
+        if n < 2:
+            return plan
+        bad = change(plan)
+        actions, cost = plan.actions.clone(), plan.cost.clone()
+        actions[row], cost[row] = bad.actions[row], bad.cost[row]
+        return replace(plan, actions=actions, cost=cost)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: replace(plan, actions=plan.actions * math.nan),
+        lambda plan: replace(plan, actions=plan.actions + math.inf),
+        lambda plan: replace(plan, actions=plan.actions + 1e3),
+        lambda plan: replace(plan, cost=plan.cost + math.inf),
+        lambda plan: replace(plan, cost=plan.cost * math.nan),
+    ],
+    ids=["nan", "inf", "outside", "cost inf", "cost nan"],
+)
+def test_a_plan_that_cannot_be_used_leaves_the_old_one(change: Callable[[Plan], Plan]) -> None:
+    policy = mpc(Scripted(spoil=spoiled(1, change)))
+    assert policy(X)[:, 0].tolist() == [1.0, 1.0]
+    # Row 1 follows its first plan, step after step, and stays at its end.
+    old = [policy(X)[1, 0].item() for _ in range(6)]
+    assert old == pytest.approx([1.01, 1.02, 1.03, 1.04, 1.04, 1.04])
+    assert policy.fallbacks == 6
+    assert policy.report is not None and policy.report.fallback.tolist() == [False, True]
+    assert policy.report.predicted_cost is not None
+    assert torch.isnan(policy.report.predicted_cost).tolist() == [False, True]
+
+
+def test_without_an_old_plan_the_middle_of_the_bounds_is_taken() -> None:
+    policy = mpc(Scripted(spoil=lambda n, plan: replace(plan, cost=plan.cost + math.inf)))
+    assert policy(X).tolist() == [[0.0], [0.0]]
+    policy.reset(torch.tensor([True, False]))
+    policy(X)
+    assert policy.fallbacks == 4
+
+
+def test_without_bounds_it_is_finite_too() -> None:
+    problem = Problem(DoubleIntegrator(), Quadratic(), box(1, math.inf), 5)
+    planner = Scripted(spoil=lambda n, plan: replace(plan, actions=plan.actions * math.nan))
+    policy = MPC(problem, planner, estimator=Observed(), generator=seeded())
+    assert policy(X).tolist() == [[0.0], [0.0]]
+
+
+def test_a_row_whose_plan_is_not_finite_starts_its_search_over() -> None:
+    planner = Scripted(spoil=spoiled(1, lambda plan: replace(plan, actions=plan.actions * math.nan)))
+    policy = mpc(planner)
+    for _ in range(3):
+        policy(X)
+    assert policy._state.rounds.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 1), (2, 5, 2), (2, 5), (2, 6, 1), (2, 1, 1)])
+def test_plans_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    planner = Scripted(spoil=lambda n, plan: replace(plan, actions=torch.zeros(shape, dtype=torch.float64)))
+    with pytest.raises(ContractError, match=r"Scripted.plan must return actions \(M, H, nu\) = \(2, 5, 1\)"):
+        mpc(planner, replan_every=2)(X)
+
+
+def test_a_mismatch_fails_when_it_is_built() -> None:
+    with pytest.raises(UnsupportedProblem, match="discount 1"):
+        mpc(Scripted(), discount=0.9)
+    for steps in (0, 6):
+        with pytest.raises(ContractError, match="1 ≤ replan_every ≤ horizon = 5"):
+            mpc(Scripted(), replan_every=steps)
+
+
+def test_prediction_error() -> None:
+    policy = mpc(Scripted(), replan_every=2)
+    plant = DoubleIntegrator()
+    x = X
+    policy(x)
+    assert policy.report is not None and policy.report.state_error is None
+    for k in range(3):
+        x = plant.step(x, policy.report.plan.actions[:, policy._used - 1], 0)
+        x = x + torch.tensor([[0.0, 0.0], [0.25, 0.0]], dtype=torch.float64) * (k == 1)  # a push of row 1
+        policy(x)
+        assert policy.report.state_error is not None
+        assert policy.report.state_error.tolist() == pytest.approx([0.0, 0.25 if k == 1 else 0.0], abs=1e-12)
+    policy.reset(torch.tensor([False, True]))
+    policy(x)
+    assert torch.isnan(policy.report.state_error).tolist() == [False, True]  # another episode
+
+
+def test_predicted_cost_is_the_stage_cost_of_the_action_taken() -> None:
+    params = torch.arange(12.0, dtype=torch.float64).reshape(6, 2)
+
+    @dataclass(frozen=True)
+    class Clock(Quadratic):
+        def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
+            assert p is not None
+            return p[..., 1] + u[..., 0]
+
+    for given in (params, params.expand(2, 6, 2)):
+        problem = Problem(DoubleIntegrator(), Clock(), box(1, 10.0), 5, params=given)
+        policy = MPC(problem, Scripted(), estimator=Observed(), generator=seeded(), replan_every=2)
+        for k in range(4):
+            action = policy(X)
+            assert policy.report is not None and policy.report.predicted_cost is not None
+            wanted = params[k % 2, 1] + action[:, 0]
+            torch.testing.assert_close(policy.report.predicted_cost, wanted)
+
+
+def test_shorter_plans_are_followed_and_fallen_back_on() -> None:
+    def spoil(n: int, plan: Plan) -> Plan:
+        short = replace(plan, actions=plan.actions[:, :2], states=None, length=torch.full((2,), 2))
+        return short if n == 1 else replace(plan, cost=plan.cost + math.inf)
+
+    policy = mpc(Scripted(spoil=spoil))
+    assert [policy(X)[0, 0].item() for _ in range(4)] == pytest.approx([1.0, 1.01, 1.01, 1.01])
+
+
+def test_closed_loop_reaches_the_origin() -> None:
+    problem = lq_problem(horizon=12, limit=2.0)
+    policy = MPC(problem, ICEM(), estimator=Observed(), generator=seeded(), replan_every=2)
+    x = torch.tensor([[1.0, 0.0], [-0.5, 1.0]], dtype=torch.float64)
+    for _ in range(50):
+        x = problem.dynamics.step(x, policy(x), 0)
+    assert x.abs().max() < 0.2  # what the sampling noise leaves
+    assert policy.fallbacks == 0
+
+
+def test_estimators() -> None:
+    full = FullState()
+    assert full(X, {"state": [1.0, 2.0]}, None).tolist() == [[1.0, 2.0]]
+    assert full(X, {"state": torch.ones(3, 2)}, None).shape == (3, 2)
+    with pytest.raises(ContractError, match=r"no info"):
+        full(X, None, None)
+    with pytest.raises(ContractError, match=r"the keys \['reward', 'time'\].*World.make"):
+        full(X, {"time": 0.0, "reward": 1.0}, None)
+    seen = Observed(torch.float32)(torch.ones(4), None, None)
+    assert seen.shape == (1, 4) and seen.dtype == torch.float32
