@@ -97,7 +97,7 @@ def _rows(model: mujoco.MjModel, source: str, item: str) -> slice:
         i = _id(model, "sensor", item)
         return slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])
     if source in ("qpos", "qvel"):
-        joint = model.joint(item) if not item.isdigit() else model.joint(int(item))
+        joint = model.joint(_id(model, "joint", item))
         address = joint.qposadr[0] if source == "qpos" else joint.dofadr[0]
         kind = mujoco.mjtJoint(joint.type[0])
         position, velocity = {
@@ -118,10 +118,10 @@ def _rows(model: mujoco.MjModel, source: str, item: str) -> slice:
 
 
 def _id(model: mujoco.MjModel, kind: str, item: str) -> int:
-    if item.isdigit():
-        return int(item)
     count = {"body": model.nbody, "geom": model.ngeom, "site": model.nsite, "sensor": model.nsensor}
-    count |= {"tendon": model.ntendon, "actuator": model.nu}
+    count |= {"tendon": model.ntendon, "actuator": model.nu, "joint": model.njnt}
+    if item.isdigit() and int(item) < count[kind]:
+        return int(item)
     names = [getattr(model, kind)(i).name for i in range(count[kind])]
     if item not in names:
         raise UnknownName(kind, item, [name for name in names if name])
