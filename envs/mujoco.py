@@ -118,6 +118,8 @@ class MujocoDynamics:
             )
         shape = torch.Size(np.broadcast_shapes(x.shape[:-1], u.shape[:-1]))
         n = shape.numel()
+        if n == 0:
+            return torch.empty(*shape, self.nx, dtype=torch.float64)
         batch = self._batch_for(n)
         state, control = torch.from_numpy(batch.state)[:n], torch.from_numpy(batch.bind("ctrl"))[:n]
         state.view(*shape, -1).copy_(x[..., : self._row])
@@ -266,13 +268,13 @@ class RealizedMujoco:
         return self.simulator.output(x)
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor = 0) -> Tensor:
-        shape = torch.Size(np.broadcast_shapes(x.shape[:-1], u.shape[:-1]))
+        shape = torch.Size(np.broadcast_shapes(x.shape[:-1], u.shape[:-1], self.pick.shape))
         if shape != self._shape:
             self._rows = [self.models[i] for i in self.pick.expand(shape).reshape(-1).tolist()]
             self._shape = shape
         if self.simulator.models is not self._rows:  # another draw has used it since
             self.simulator.set_models(self._rows)
-        return self.simulator.step(x, u, k)
+        return self.simulator.step(x.expand(*shape, -1), u, k)
 
 
 def draw_scales(
