@@ -5,6 +5,7 @@ Each raises `ContractError` with what was needed, what came and what is most lik
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
@@ -332,7 +333,7 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
     user = f"The task {type(world.task).__name__} of {world.name}"
     task, dynamics, env = world.task, world.dynamics(threads=1), world.make()
     generator = torch.Generator().manual_seed(seed)
-    warnings: list[str] = []
+    remarks: list[str] = []
     lowest = torch.inf
     ends = ended_at_once = False
     ys: list[Tensor] = []
@@ -347,7 +348,7 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
             u = _random_action(world.actions, generator).to(world.action_dtype)
             obs, reward, terminated, truncated, info = env.step(u.numpy())
             if info.get("diverged"):
-                warnings.append(f"the simulation diverged in step {k} under the random action {u.tolist()}")
+                remarks.append(f"the simulation diverged in step {k} under the random action {u.tolist()}")
                 _, info = env.reset()
                 continue
             x_next = torch.as_tensor(info["state"])
@@ -410,13 +411,13 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
     _check_batches(user, task, torch.stack(ys), torch.stack(us))
 
     if ended_at_once:
-        warnings.append("the first state of the first episode already counts as terminated")
+        remarks.append("the first state of the first episode already counts as terminated")
     if ends and lowest < 0:
-        warnings.append(
+        remarks.append(
             f"a terminating task can have rewards below 0 (here down to {lowest:.3g}): dying may look like an exit; "
             "add a bonus for staying alive, or give the Problem a termination_cost"
         )
-    return warnings
+    return remarks
 
 
 def _random_action(actions: Box, generator: Generator) -> Tensor:
@@ -468,7 +469,9 @@ def _check_batches(user: str, task: Task, ys: Tensor, us: Tensor) -> None:
     try:
         torch.func.vmap(task.reward)(y, u, y_next)
         torch.func.vmap(task.terminated)(y_next)
-        torch.func.jacfwd(task.reward, argnums=(0, 1, 2))(y[0], u[0], y_next[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forward mode loads torch.jit code of its own
+            torch.func.jacfwd(task.reward, argnums=(0, 1, 2))(y[0], u[0], y_next[0])
     except RuntimeError as error:
         fail(
             user,
