@@ -470,7 +470,9 @@ def _check_batches(user: str, task: Task, ys: Tensor, us: Tensor) -> None:
         torch.func.vmap(task.reward)(y, u, y_next)
         torch.func.vmap(task.terminated)(y_next)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forward mode loads torch.jit code of its own
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # forward mode loads torch.jit code of its own
             torch.func.jacfwd(task.reward, argnums=(0, 1, 2))(y[0], u[0], y_next[0])
     except RuntimeError as error:
         fail(

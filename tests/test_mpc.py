@@ -207,7 +207,9 @@ def test_prediction_error() -> None:
         assert policy.report.state_error.tolist() == pytest.approx([0.0, 0.25 if k == 1 else 0.0], abs=1e-12)
     policy.reset(torch.tensor([False, True]))
     policy(x)
-    assert torch.isnan(policy.report.state_error).tolist() == [False, True]  # another episode
+    error = policy.report.state_error
+    assert isinstance(error, Tensor)
+    assert torch.isnan(error).tolist() == [False, True]  # another episode
 
 
 def test_predicted_cost_is_the_stage_cost_of_the_action_taken() -> None:
