@@ -83,7 +83,9 @@ def task_errors(world: World, dtype: type, config: Config) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
-    table = Table("world", "state, 1 thread", "state, 2 threads", "reward f32", "reward f64", "obs", "wrong ends")
+    table = Table(
+        "world", "state, 1 thread", "state, 2 threads", "reward f32", "reward f64", "obs", "wrong ends"
+    )
     results = {}
     for name in config.worlds:
         world = make_world(name)

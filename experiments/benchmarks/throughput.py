@@ -53,7 +53,6 @@ class Config:
     seed: int = 0
 
 
-
 def measure(world: World, config: Config) -> dict[str, Any]:
     """Seconds per pass of both sides."""
     planner = CEM(population=config.candidates, iterations=1, elites=25)
