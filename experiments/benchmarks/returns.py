@@ -71,7 +71,7 @@ def planners_at(candidates: int) -> dict[str, SamplingPlanner[Any]]:
     first = round(candidates / (1 + 1 / 1.25 + 1 / 1.25**2))  # of iCEM's shrinking populations
     return {
         "random-shooting": RandomShooting(population=candidates),
-        "cem": CEM(population=third, iterations=3, elites=max(2, third // 6)),
+        "cem": CEM(population=third, iterations=3, elites=max(2, third // 5)),
         "icem": ICEM(population=first, iterations=3, elites=max(2, first // 6)),
         "mppi": MPPI(population=candidates),
         "predictive-sampling": PredictiveSampling(population=candidates),
