@@ -49,8 +49,9 @@ def main(config: Config) -> None:
             if path.exists():
                 continue
             planner, horizon, steps = CASES[name]
-            settings = returns.Config(steps=steps, horizon=horizon, threads=config.threads)
-            result = returns.episode(name, planner, seed, settings)
+            result = returns.episode(
+                name, planner, seed, steps=steps, horizon=horizon, threads=config.threads
+            )
             result |= {"env": name, "seed": seed, "horizon": horizon, "wanted_steps": steps}
             result |= {"planner": type(planner).__name__, "settings": dataclasses.asdict(planner)}
             write(path, {**result, "machine": machine()})
