@@ -30,7 +30,7 @@ def test_population_shrinks_as_published() -> None:
         assert PLANNER.propose(state, i, False, generator=seeded()).shape == (1, B, 5, 2)
     problem, x0 = lq_problem(horizon=5), torch.ones(1, 2, dtype=torch.float64)
     plan, _ = PLANNER.plan(problem, x0, PLANNER.init(problem, x0, generator=seeded()), generator=seeded())
-    assert plan.info["model_steps"] == (40 + 32 + 25) * 5
+    assert plan.info["model_steps"] == (40 + 32 + 25 + 2) * 5  # two to score the old and the new plan
 
 
 def test_elites_are_kept_within_a_plan() -> None:

@@ -65,7 +65,7 @@ def task_errors(world: World, dtype: type, config: Config) -> dict[str, Any]:
     y = output(torch.as_tensor(info["state"]))
     result: dict[str, Any] = {"reward": 0.0, "observation": 0.0, "wrong_ends": 0, "ends": 0}
     for _ in range(config.random_steps):
-        action = rng.uniform(low, high).astype(dtype)
+        action: np.ndarray = rng.uniform(low, high).astype(dtype)
         obs, reward, terminated, truncated, info = env.step(action)
         y_next = output(torch.as_tensor(info["state"]))
         ours = float(world.task.reward(y, torch.as_tensor(action, dtype=torch.float64), y_next))
