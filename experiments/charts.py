@@ -13,7 +13,7 @@ Series = Mapping[str, Sequence[float | None]]
 
 
 def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool = False) -> str:
-    """Lines over time; a None or a number that is not finite leaves a gap. `log`: decades, zeros left out.
+    """Lines over time; None is passed over, a number that is not finite leaves a gap. `log`: decades, zeros left out.
 
     Args:
         times: seconds, rising.
@@ -21,10 +21,10 @@ def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool 
         label: of the vertical axis.
     """
     usable = {
-        name: [v if v is not None and math.isfinite(v) and (v > 0 or not log) else None for v in values]
+        name: [math.nan if v is None or not math.isfinite(v) or (log and v <= 0) else v for v in values]
         for name, values in series.items()
     }
-    numbers = [v for values in usable.values() for v in values if v is not None]
+    numbers = [v for values in usable.values() for v in values if not math.isnan(v)]
     if not numbers:
         return ""
     low, high, ticks = _axis(min(numbers), max(numbers), log)
@@ -39,11 +39,11 @@ def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool 
 
     parts = [_horizontal(y(10**t if log else t), _text(t, log)) for t in ticks]
     parts += [_vertical(x(t), f"{t:g}") for t in _ticks(0, end, 6)]
-    for i, values in enumerate(usable.values()):
+    for i, (name, values) in enumerate(usable.items()):
         path, pen = [], "M"
-        for t, v in zip(times, values, strict=True):
-            if v is None:
-                pen = "M"
+        for t, v, given in zip(times, values, series[name], strict=True):
+            if math.isnan(v):
+                pen = pen if given is None else "M"
                 continue
             path.append(f"{pen}{x(t):.1f} {y(v):.1f}")
             pen = "L"
@@ -56,9 +56,7 @@ def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool 
     return _svg(parts, label, "time (s)", list(series))
 
 
-def histogram(
-    values: Sequence[float], *, label: str, limit: float | None = None, limit_label: str = ""
-) -> str:
+def histogram(values: Sequence[float], *, label: str, limit: float | None = None) -> str:
     """Counts of values, up to their 99th percentile; a dashed line at `limit`."""
     if not values:
         return ""
@@ -90,12 +88,7 @@ def histogram(
                 f'height="{y(0) - y(n):.1f}"/>'
             )
     if limit is not None and low <= limit <= high:
-        anchor, dx = ("end", -5) if x(limit) > WIDTH * 0.6 else ("start", 5)
         parts.append(f'<line class="limit" x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="{TOP}" y2="{y(0)}"/>')
-        parts.append(
-            f'<text class="tick" x="{x(limit) + dx:.1f}" y="{TOP + 9}" text-anchor="{anchor}">'
-            f"{escape(limit_label)}</text>"
-        )
     return _svg(parts, "plans", label, [])
 
 

@@ -45,10 +45,9 @@ class CheckEnv:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code."""
-    choose_gl()
-    console = Console()
-    errors = Console(stderr=True)
+    console, errors = Console(), Console(stderr=True)
     try:
+        choose_gl()
         command = parse(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as leave:  # tyro: --help, or an unknown option
         return leave.code if isinstance(leave.code, int) else 2
@@ -74,7 +73,10 @@ def choose_gl() -> None:
     Without a screen it needs EGL. A library that is missing would make the import of MuJoCo fail, so
     rendering is then switched off and only the video is lost.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
+    known = ("egl", "osmesa", "glfw", "glx", "wgl", "cgl", "disable", "disabled", "off", "false", "0")
+    if wanted not in ("", *known, "enable", "enabled", "on", "true", "1"):
+        raise UnknownName("MUJOCO_GL", wanted, known)
     if not wanted and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         wanted = os.environ["MUJOCO_GL"] = "egl"
     try:
@@ -103,12 +105,15 @@ def parse(argv: list[str]) -> Any:
             rest.append(word)
     if name not in mpc.PLANNERS:
         raise UnknownName("planner", name, mpc.PLANNERS)
-    commands = {"mpc": mpc.Config[mpc.PLANNERS[name]], "list": List, "check-env": CheckEnv}  # type: ignore[misc]
+    commands: dict[str, Any] = {
+        "mpc": mpc.Config[mpc.PLANNERS[name]],  # type: ignore[misc]
+        "list": List,
+        "check-env": CheckEnv,
+    }
+    if rest and rest[0] in commands:  # tyro's messages are shorter without the level of sub-commands
+        return tyro.cli(commands[rest[0]], args=rest[1:], prog=f"mbrl {rest[0]}")
     return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        args=rest,
-        prog="mbrl",
-        description=f"Model-based control of robots. Planners: --planner {', '.join(mpc.PLANNERS)}.",
+        commands, args=rest, prog="mbrl", description="Model-based control of robots."
     )
 
 
@@ -126,7 +131,9 @@ def run(command: Any, console: Console) -> int:
                 console.print(f"[bold]{title}[/bold]")
                 width = max(map(len, lines))
                 for name, about in lines.items():
-                    console.print(f"  {name:<{width}}  [dim]{escape(about)}[/dim]", highlight=False)
+                    console.print(
+                        f"  {name:<{width}}  [dim]{escape(about)}[/dim]", highlight=False, soft_wrap=True
+                    )
         case CheckEnv():
             from mbrl.checks import check_task
 

@@ -58,6 +58,9 @@ COLUMNS = (
 class Config(Generic[P]):
     """Control a robot by planning in its simulator; leaves metrics, a video and a report.
 
+    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es and its
+    parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+
     Attributes:
         planner: what searches for actions; --planner NAME on the command line.
         env: the world; `mbrl list` shows all.
@@ -85,6 +88,10 @@ class Config(Generic[P]):
     def __post_init__(self) -> None:
         if self.env not in WORLDS:
             raise UnknownName("world", self.env, WORLDS)
+        if not 1 <= self.replan_every <= self.horizon:
+            raise ContractError(
+                f"A run needs 1 ≤ replan_every ≤ horizon, but got {self.replan_every} and {self.horizon}."
+            )
         if self.steps < 1 or self.threads < 0 or (self.budget_ms is not None and not self.budget_ms > 0):
             raise ContractError(
                 "A run needs steps ≥ 1, threads ≥ 0 and budget_ms > 0, but got "
@@ -141,10 +148,14 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
                 if terminated or truncated or stop.is_set():
                     break
         env.close()
-        video = save_video(recording, folder.path / "video.mp4", console) if config.video else None
-        report = write_report(
-            recording, config, folder.path / "report.html", video=video, interrupted=stop.is_set()
-        )
+        report, video = folder.path / "report.html", None
+        write_report(recording, config, report, interrupted=stop.is_set())
+        if (
+            config.video
+        ):  # after the report: rendering is slow, and graphics drivers may take the process down
+            video = save_video(recording, folder.path / "video.mp4", console)
+        if video is not None:
+            write_report(recording, config, report, video=video, interrupted=stop.is_set())
     show_facts(console, recording, report, video)
     if stop.is_set():
         raise KeyboardInterrupt
@@ -163,7 +174,7 @@ def save_video(recording: Recording, path: Path, console: Console) -> Path | Non
     try:
         with console.status("rendering the video"):
             return write_video(recording, path)
-    except MbrlError as error:
+    except (MbrlError, OSError, RuntimeError) as error:  # the latter two from the encoder
         console.print(f"[yellow]No video:[/yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
         return None
 

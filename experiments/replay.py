@@ -80,7 +80,7 @@ def view(model: mujoco.MjModel, poses: np.ndarray, visible: list[int], target: n
     return {
         "target": centre.tolist(),
         "offset": (centre - target).tolist(),
-        "distance": float(1.15 * np.linalg.norm(high - low)),
+        "distance": float(1.25 * np.linalg.norm(high - low)),
         "azimuth": 70.0 if walks(model) else 90.0,
         "elevation": -18.0 if walks(model) else -32.0,
     }

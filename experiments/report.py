@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping
 from html import escape
@@ -48,7 +49,7 @@ def write_report(
         tiles="".join(
             f"<div class='tile'><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in tiles(facts)
         ),
-        words="".join(f"<p>{escape(line)}</p>" for line in words(facts, config)),
+        words="".join(f"<p>{unbroken_options(escape(line))}</p>" for line in words(facts, config)),
         tracked=escape((model.body(tracked_body(model)).name or "robot").replace("_", " ")),
         video=embed(video),
         charts=charts(recording),
@@ -130,10 +131,10 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
     )
     if math.isnan(facts["state_error"]):
         error = "The run was too short to compare predictions with what happened."
-    elif facts["state_error"] == 0 and facts["reward_error"] < 1e-9:
+    elif facts["state_error"] == 0 and facts["reward_error"] < 1e-6:
         error = (
-            "Every predicted state came true to the last bit, as it must where the plan is made in the very simulator "
-            "that is controlled."
+            "Every predicted state came true to the last bit, and every reward to rounding, as it must be where the very "
+            "simulator that is controlled also makes the plans."
         )
     else:
         error = (
@@ -150,6 +151,10 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
     return [f"{work} {speed}", f"{error} {fallback}"]
 
 
+def unbroken_options(text: str) -> str:
+    return re.sub(r"--[a-z-]+", r"<code>\g<0></code>", text)
+
+
 def card(title: str, chart: str, note: str) -> str:
     return f"<div class='card'><h3>{escape(title)}</h3>{chart}<p>{escape(note)}</p></div>" if chart else ""
 
@@ -161,7 +166,7 @@ def charts(recording: Recording) -> str:
     def values(name: str) -> list[float | None]:
         return [row[name] for row in rows]
 
-    budget = 1e3 * rows[0]["realtime_factor"] * rows[0]["plan_ms"] / 1e3  # ms between plans
+    budget = round(rows[0]["realtime_factor"] * rows[0]["plan_ms"], 6)  # ms between plans
     errors = {"state": values("state_error"), "reward": values("reward_error")}
     exact = not any(v for series in errors.values() for v in series if v is not None)
     return "".join(
@@ -191,9 +196,9 @@ def charts(recording: Recording) -> str:
                     column(recording, "plan_ms"),
                     label="ms per plan",
                     limit=budget,
-                    limit_label=f"real time: {budget:g} ms",
                 ),
-                "How long plans took. Left of the dashed line a real robot could be controlled; the first plan is often the slowest.",
+                f"How long plans took. Left of the dashed line at {budget:g} ms a real robot could be controlled in real time; "
+                "the first plan is often the slowest.",
             ),
             card(
                 "Prediction error",
@@ -237,8 +242,8 @@ def health(recording: Recording) -> str:
             ),
             chart(
                 "Iterations", {"iterations": "iterations"}, "iterations per plan",
-                "Constant unless a deadline (--budget-ms) decides.",
-            ),
+                "How many rounds of sampling fitted into the deadline.",
+            ) if len(set(column(recording, "planner/iterations"))) > 1 else "",
         ]
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ class NoGraphics(MbrlError, RuntimeError):
 
     def __init__(self, cause: object):
         super().__init__(
-            f"Pictures cannot be rendered ({cause}). On a machine without a screen install the Debian packages "
+            f"MuJoCo cannot render pictures with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {cause}. On a machine without a screen install the Debian packages "
             "libegl1 libegl-mesa0 libgl1-mesa-dri and set MUJOCO_GL=egl."
         )
 
@@ -44,12 +46,14 @@ def write_video(recording: Recording, path: Path) -> Path:
     frames = recording.frames(RATE)
     stride = frames[1] - frames[0] if len(frames) > 1 else 1
     fps = 1 / (stride * recording.problem.dynamics.dt)
+    stream = pictures(recording, frames)
+    first = next(stream)  # graphics fail here, before there is a file
     writer = imageio_ffmpeg.write_frames(
         str(path), (WIDTH, HEIGHT), fps=fps, codec="libx264", quality=7, ffmpeg_log_level="error"
     )
     writer.send(None)
     try:
-        for picture in pictures(recording, frames):
+        for picture in itertools.chain([first], stream):
             writer.send(np.ascontiguousarray(picture))
     finally:
         writer.close()
@@ -61,13 +65,14 @@ def pictures(recording: Recording, frames: list[int]) -> Iterator[np.ndarray]:
     model = copy.copy(recording.world.model)
     model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
     model.vis.quality.shadowsize = 1024  # twice as fast as the default in software rendering
-    # mujoco leaves Renderer out where its OpenGL bindings cannot be imported.
-    if not hasattr(mujoco, "Renderer"):
-        raise NoGraphics("MuJoCo found no OpenGL")
     try:
-        renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
-    except Exception as error:  # each platform fails in its own way, down to AttributeError of None
-        raise NoGraphics(str(error) or type(error).__name__) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # glfw warns about what the exception says
+            renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
+    except AttributeError as error:  # MuJoCo leaves names out that it could not import
+        raise NoGraphics("its OpenGL library is missing or switched off") from error
+    except Exception as error:  # each platform fails in its own way
+        raise NoGraphics(str(error).split(",")[0] or type(error).__name__) from error
     with renderer:
         data, view, body = mujoco.MjData(model), camera(recording), tracked_body(model)
         width = 0.004 * model.stat.extent

@@ -43,14 +43,14 @@ function dome(r, up, from, to, steps) {
 function mesh(geom) {
   const [a, b, c] = geom.size, q = Math.PI / 2;
   switch (geom.type) {
-    case "sphere": return lathe(dome([a, a, a], 0, -q, q, 10), 18);
-    case "ellipsoid": return lathe(dome([a, b, c], 0, -q, q, 10), 18);
+    case "sphere": return lathe(dome([a, a, a], 0, -q, q, 14), 24);
+    case "ellipsoid": return lathe(dome([a, b, c], 0, -q, q, 14), 24);
     case "capsule": {
       const side = [];  // in pieces, so that faces sort well against other geoms
       for (let k = 1; k < 4; k++) side.push([a, a, b * (k / 2 - 1)]);
-      return lathe([...dome([a, a, a], -b, -q, 0, 4), ...side, ...dome([a, a, a], b, 0, q, 4)], 16);
+      return lathe([...dome([a, a, a], -b, -q, 0, 4), ...side, ...dome([a, a, a], b, 0, q, 4)], 20);
     }
-    case "cylinder": return lathe([[1e-4, 1e-4, -b], [a, a, -b], [a, a, 0], [a, a, b], [1e-4, 1e-4, b]], 20);
+    case "cylinder": return lathe([[1e-4, 1e-4, -b], [a, a, -b], [a, a, 0], [a, a, b], [1e-4, 1e-4, b]], 24);
     case "box": {
       const vertices = [];
       for (const z of [-c, c]) for (const [x, y] of [[-a, -b], [a, -b], [a, b], [-a, b]]) vertices.push([x, y, z]);
@@ -101,14 +101,13 @@ function polygon(ctx, points) {
 
 // Checkerboard of a plane geom around the point looked at, fading out with distance.
 function drawPlane(ctx, camera, plane, pose, colors) {
-  const R = rotation(pose.quat), infinite = !(plane.size[0] > 0);
+  const R = rotation(pose.quat), [a, b] = plane.size, bounded = a > 0 && b > 0;
+  const small = bounded && Math.max(a, b) < 4 * camera.distance;
   const local = (p) => { const d = V.sub(p, pose.position); return [0, 1].map((k) => R[0][k] * d[0] + R[1][k] * d[1] + R[2][k] * d[2]); };
   const world = (x, y) => pose.position.map((o, i) => o + R[i][0] * x + R[i][1] * y);
-  const reach = Math.max(4 * camera.distance, 1e-3), cell = infinite ? camera.cell : Math.max(plane.size[0], plane.size[1]) / 8;
-  const [cx, cy] = infinite ? local(camera.target) : [0, 0];
-  const n = infinite ? Math.min(26, Math.ceil(reach / cell)) : 8;
-  if (!infinite) {
-    const [a, b] = [plane.size[0], plane.size[1] > 0 ? plane.size[1] : plane.size[0]];
+  const cell = small ? Math.max(a, b) / 8 : camera.cell;
+  const [cx, cy] = small ? [0, 0] : local(camera.target), n = small ? 8 : 28;
+  if (small) {
     const corners = [[-a, -b], [a, -b], [a, b], [-a, b]].map(([x, y]) => camera.project(world(x, y)));
     if (corners.every((p) => p[2] > NEAR)) { ctx.beginPath(); polygon(ctx, corners); ctx.fillStyle = colors.floor; ctx.fill(); }
   }
@@ -117,11 +116,11 @@ function drawPlane(ctx, camera, plane, pose, colors) {
   for (let i = ix - n; i < ix + n; i++)
     for (let j = iy - n; j < iy + n; j++) {
       if ((i + j) & 1) continue;
-      if (!infinite && (Math.abs((i + 0.5) * cell) > plane.size[0] || Math.abs((j + 0.5) * cell) > plane.size[1])) continue;
-      const points = [[0, 0], [1, 0], [1, 1], [0, 1]].map(([a, b]) => camera.project(world((i + a) * cell, (j + b) * cell)));
+      if (bounded && (Math.abs((i + 0.5) * cell) > a || Math.abs((j + 0.5) * cell) > b)) continue;
+      const points = [[0, 0], [1, 0], [1, 1], [0, 1]].map(([p, q]) => camera.project(world((i + p) * cell, (j + q) * cell)));
       if (points.some((p) => p[2] < 4 * NEAR)) continue;
       const far = Math.hypot((i + 0.5) * cell - cx, (j + 0.5) * cell - cy) / (n * cell);
-      ctx.globalAlpha = infinite ? Math.max(0, 1 - far * far) : 1;
+      ctx.globalAlpha = small ? 1 : Math.max(0, 1 - far * far);
       ctx.beginPath(); polygon(ctx, points); ctx.fill();
     }
   ctx.globalAlpha = 1;
@@ -134,8 +133,8 @@ function start(root, scene) {
   const G = scene.geoms.length, F = scene.frames, [, N, P] = scene.traces_shape;
   const shapes = scene.geoms.map(mesh);
   const camera = new Camera(scene);
-  const cells = 10 ** Math.round(Math.log10(camera.distance / 4));
-  camera.cell = camera.distance / 4 / cells > 1.5 ? 2 * cells : cells;
+  const decade = 10 ** Math.floor(Math.log10(camera.distance / 8));
+  camera.cell = decade * [1, 2, 5].find((m) => m * decade >= camera.distance / 8 || m === 5);
   let time = 0, playing = true, follow = true, speed = 1, last = null, dirty = true;
   const duration = Math.max(1e-9, (F - 1) * scene.dt);
 
@@ -190,8 +189,8 @@ function start(root, scene) {
         if (V.dot(n, V.sub(world[face[0]], camera.eye)) >= 0) continue;
         if (face.some((i) => screen[i][2] < NEAR)) continue;
         const half = V.unit(LIGHT.map((l, i) => l - camera.forward[i]));
-        const shade = 0.62 + 0.42 * Math.max(0, lit) + 0.1 * lit, shine = 55 * Math.max(0, V.dot(n, half)) ** 24;
-        const rgb = geom.rgba.slice(0, 3).map((c) => Math.min(255, Math.round(255 * c * shade + shine)));
+        const shade = 0.62 + 0.42 * Math.max(0, lit) + 0.1 * lit, shine = 32 * Math.max(0, V.dot(n, half)) ** 24;
+        const rgb = geom.rgba.slice(0, 3).map((c) => Math.min(255, Math.round(255 * (0.07 + 0.93 * c) * shade + shine)));
         let depth = 0;
         for (const i of face) depth += screen[i][2];
         faces.push([depth / face.length, face.map((i) => screen[i]), `rgba(${rgb},${geom.rgba[3]})`, geom.rgba[3]]);
