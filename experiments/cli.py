@@ -135,9 +135,10 @@ def run(command: Any, console: Console) -> int:
                         f"  {name:<{width}}  [dim]{escape(about)}[/dim]", highlight=False, soft_wrap=True
                     )
         case CheckEnv():
+            world = make_world(command.name)
             from mbrl.checks import check_task
 
-            warnings = check_task(make_world(command.name), steps=command.steps, seed=command.seed)
+            warnings = check_task(world, steps=command.steps, seed=command.seed)
             for warning in warnings:
                 console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
             console.print(f"{command.name} passed the check with {len(warnings)} warnings.", highlight=False)

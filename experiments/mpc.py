@@ -120,7 +120,9 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         replan_every=config.replan_every,
     )
     with open_folder(config) as folder:
-        console.print(f"{config.env} with {type(planner).__name__} -> {folder.path}", highlight=False)
+        console.print(
+            f"{config.env} with {type(planner).__name__} -> {folder.path}", highlight=False, soft_wrap=True
+        )
         folder.save_config(config)
         env = world.make()
         obs, info = env.reset(seed=config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
@@ -85,7 +86,8 @@ class RunFolder:
         self._write(lambda: self._writer.writerow(row))
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk was reported by the write that hit it
+            self._file.close()
         (self.path / "run.lock").unlink(missing_ok=True)
         self._lock.release()
 
