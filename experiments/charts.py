@@ -57,11 +57,11 @@ def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool 
 
 
 def histogram(values: Sequence[float], *, label: str, limit: float | None = None) -> str:
-    """Counts of values, up to their 99th percentile; a dashed line at `limit`."""
+    """Counts of values, those beyond the 97th percentile in the last bar; a dashed line at `limit`."""
     if not values:
         return ""
     ordered = sorted(values)
-    top = ordered[min(len(ordered) - 1, math.ceil(0.99 * len(ordered)))]
+    top = ordered[int(0.97 * (len(ordered) - 1))]
     low, high, _ = _axis(ordered[0], top, False)
     if limit is not None and limit < 3 * high:
         low, high = min(low, limit), max(high, 1.05 * limit)
@@ -69,7 +69,7 @@ def histogram(values: Sequence[float], *, label: str, limit: float | None = None
     counts = [0] * bins
     for value in values:
         counts[max(0, min(bins - 1, int((value - low) / (high - low) * bins)))] += 1
-    _, most, ticks = _axis(0, max(counts), False)
+    _, most, levels = _axis(0, max(counts), False)
 
     def x(v: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (v - low) / (high - low)
@@ -77,7 +77,7 @@ def histogram(values: Sequence[float], *, label: str, limit: float | None = None
     def y(n: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * n / most
 
-    parts = [_horizontal(y(t), f"{t:g}") for t in ticks if t == int(t)]
+    parts = [_horizontal(y(t), f"{t:g}") for t in levels if t == int(t)]
     parts += [_vertical(x(t), f"{t:g}") for t in _ticks(low, high, 6)]
     step = (high - low) / bins
     for i, n in enumerate(counts):
@@ -95,10 +95,10 @@ def histogram(values: Sequence[float], *, label: str, limit: float | None = None
 def _axis(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:
     """Limits and ticks around [low, high]; all in decades if `log`."""
     if log:
-        low, high = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        high = max(high, low + 1)
-        step = max(1, math.ceil((high - low) / 5))
-        return low, high, [float(t) for t in range(low, high + 1, step)]
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        last = max(last, first + 1)
+        decades = range(first, last + 1, max(1, math.ceil((last - first) / 5)))
+        return first, last, [float(t) for t in decades]
     if high - low < 1e-9 * max(1.0, abs(high)):
         room = max(abs(high) * 0.1, 0.5)
         low, high = low - (room if low else 0), high + room

@@ -106,7 +106,7 @@ def parse(argv: list[str]) -> Any:
     if name not in mpc.PLANNERS:
         raise UnknownName("planner", name, mpc.PLANNERS)
     commands: dict[str, Any] = {
-        "mpc": mpc.Config[mpc.PLANNERS[name]],  # type: ignore[misc]
+        "mpc": mpc.Config[mpc.PLANNERS[name]],  # type: ignore[valid-type]
         "list": List,
         "check-env": CheckEnv,
     }
@@ -159,7 +159,7 @@ def count_warnings() -> Counter[str]:
     import mujoco
 
     counts: Counter[str] = Counter()
-    mujoco.set_mju_user_warning(lambda text: counts.update([re.sub(r"\d[\d.]*", "#", str(text))]))
+    mujoco.set_mju_user_warning(lambda text: counts.update([re.sub(r"-?\d[\d.]*", "#", str(text))]))
     return counts
 
 

@@ -133,19 +133,21 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
                 action = policy(obs, info)
                 obs, reward, terminated, truncated, info = env.step(action[0].numpy().astype(np.float32))
 
+                planning = policy.report
+                assert planning is not None  # the policy has just been called
                 total += float(reward)
                 row = {
                     "step": step,
                     "time": (step + 1) * problem.dynamics.dt,
                     "reward": float(reward),
                     "return": total,
-                    **measure(policy.report, float(reward), problem.dynamics.dt * config.replan_every),
+                    **measure(planning, float(reward), problem.dynamics.dt * config.replan_every),
                     "terminated": int(terminated),
                     "truncated": int(truncated),
                     "diverged": int(info["diverged"]),
                 }
                 folder.log(row)
-                recording.add(torch.as_tensor(info["state"]), policy.report.plan, row)
+                recording.add(torch.as_tensor(info["state"]), planning.plan, row)
                 progress.show(row)
                 if terminated or truncated or stop.is_set():
                     break

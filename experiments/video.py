@@ -75,7 +75,7 @@ def pictures(recording: Recording, frames: list[int]) -> Iterator[np.ndarray]:
         raise NoGraphics(str(error).split(",")[0] or type(error).__name__) from error
     with renderer:
         data, view, body = mujoco.MjData(model), camera(recording), tracked_body(model)
-        width = 0.004 * model.stat.extent
+        width = 0.0022 * view.distance
         for frame in frames:
             write_state(model, data, recording.states[frame].nan_to_num())
             renderer.update_scene(data, view)

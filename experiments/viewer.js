@@ -146,7 +146,7 @@ function start(root, scene) {
   function resize() {
     const ratio = Math.min(2, window.devicePixelRatio || 1);
     canvas.width = canvas.clientWidth * ratio; canvas.height = canvas.clientHeight * ratio;
-    dirty = true;
+    draw();  // at once: resizing has cleared the canvas
   }
 
   function draw() {
@@ -277,5 +277,5 @@ function start(root, scene) {
   // A moment worth looking at before anything moves, and for those who asked for less motion.
   if (window.matchMedia("(prefers-reduced-motion: reduce)").matches) setPlaying(false);
   if (location.hash.startsWith("#t=")) { time = Number(location.hash.slice(3)); setPlaying(false); }
-  resize(); requestAnimationFrame(tick);
+  requestAnimationFrame(tick);
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -136,7 +138,7 @@ def test_an_unknown_gl_is_answered_with_2(
 
 def test_gl_is_chosen_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     cli.choose_gl()
@@ -145,7 +147,7 @@ def test_gl_is_chosen_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(cli.ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     cli.choose_gl()
     assert os.environ["MUJOCO_GL"] == "disable"
 
@@ -182,7 +184,7 @@ def test_nan_plans_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(self: Any, state: Any, knots: Any, cost: Any) -> Any:
         state, weights = update(self, state, knots, cost)
         if next(calls) == 2:
-            return mpc.dataclasses.replace(state, solution=state.solution * torch.nan), weights
+            return dataclasses.replace(state, solution=state.solution * torch.nan), weights
         return state, weights
 
     monkeypatch.setattr(MPPI, "update", broken)
