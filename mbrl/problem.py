@@ -172,7 +172,8 @@ class Plan:
         states: (M, H+1, nx), predicted (of the first particle if there are several), or None.
         K: (M, H, nu, ndx) feedback gains, or None.
         length: (M,) valid steps where a planner may return fewer than H, or None.
-        info: health numbers, each (M,) or a scalar.
+        info: health numbers, each (M,) or a scalar. Sampling planners add "candidates" (M, n, H, nu):
+            a few plans of their last iteration, for drawing.
     """
 
     actions: Tensor

@@ -15,7 +15,9 @@ from mbrl.planners.sampling import SamplingPlanner, SamplingState
 
 @dataclass(frozen=True, kw_only=True)
 class MPPI(SamplingPlanner[SamplingState]):
-    """U ← U + Σᵢ wᵢ εᵢ,   wᵢ ∝ exp(−Sᵢ/λ − c Uᵀ Σ⁻¹ εᵢ),   εᵢ after clipping to the bounds.
+    """The nominal plan moved by the cost-weighted average of its random perturbations.
+
+    U ← U + Σᵢ wᵢ εᵢ,   wᵢ ∝ exp(−Sᵢ/λ − c Uᵀ Σ⁻¹ εᵢ),   εᵢ after clipping to the bounds.
 
     Attributes:
         temperature: λ, in units of cost. None chooses λ for each plan such that the effective sample

@@ -174,6 +174,7 @@ class SamplingPlanner(ABC, Generic[S]):
             "improvement": final.cost[:, 0] - final.cost[:, 1],
             "iterations": i,
             "model_steps": evaluations,
+            "candidates": u[:, :: -(-u.shape[1] // 8)].clone(),  # (M, n ≤ 8, H, nu), a few to draw
         }
         plan = Plan(actions=pair[:, 1], cost=final.cost[:, 1], states=final.states[:, 1], info=info)
         return plan, state

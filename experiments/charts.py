@@ -1,0 +1,148 @@
+"""Small SVG charts for reports: no dependency, no script, colours from the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, HEIGHT = 520, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
+
+Series = Mapping[str, Sequence[float | None]]
+
+
+def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool = False) -> str:
+    """Lines over time; None is passed over, a number that is not finite leaves a gap. `log`: decades, zeros left out.
+
+    Args:
+        times: seconds, rising.
+        series: name -> one value per time.
+        label: of the vertical axis.
+    """
+    usable = {
+        name: [math.nan if v is None or not math.isfinite(v) or (log and v <= 0) else v for v in values]
+        for name, values in series.items()
+    }
+    numbers = [v for values in usable.values() for v in values if not math.isnan(v)]
+    if not numbers:
+        return ""
+    low, high, ticks = _axis(min(numbers), max(numbers), log)
+    end = max(times[-1], 1e-9)
+
+    def x(t: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * t / end
+
+    def y(v: float) -> float:
+        share = (math.log10(v) - low) / (high - low) if log else (v - low) / (high - low)
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    parts = [_horizontal(y(10**t if log else t), _text(t, log)) for t in ticks]
+    parts += [_vertical(x(t), f"{t:g}") for t in _ticks(0, end, 6)]
+    for i, (name, values) in enumerate(usable.items()):
+        path, pen = [], "M"
+        for t, v, given in zip(times, values, series[name], strict=True):
+            if math.isnan(v):
+                pen = pen if given is None else "M"
+                continue
+            path.append(f"{pen}{x(t):.1f} {y(v):.1f}")
+            pen = "L"
+        if len(path) == 1:  # a single point would be invisible
+            path.append("h0.1")
+        parts.append(f'<path class="line s{i}" d="{"".join(path)}"/>')
+    parts.append(
+        f'<line class="cursor" data-x0="{LEFT}" data-x1="{WIDTH - RIGHT}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    )
+    return _svg(parts, label, "time (s)", list(series))
+
+
+def histogram(values: Sequence[float], *, label: str, limit: float | None = None) -> str:
+    """Counts of values, those beyond the 97th percentile in the last bar; a dashed line at `limit`."""
+    if not values:
+        return ""
+    ordered = sorted(values)
+    top = ordered[int(0.97 * (len(ordered) - 1))]
+    low, high, _ = _axis(ordered[0], top, False)
+    if limit is not None and limit < 3 * high:
+        low, high = min(low, limit), max(high, 1.05 * limit)
+    bins = min(30, max(8, round(math.sqrt(len(values)) * 2)))
+    counts = [0] * bins
+    for value in values:
+        counts[max(0, min(bins - 1, int((value - low) / (high - low) * bins)))] += 1
+    _, most, levels = _axis(0, max(counts), False)
+
+    def x(v: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (v - low) / (high - low)
+
+    def y(n: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * n / most
+
+    parts = [_horizontal(y(t), f"{t:g}") for t in levels if t == int(t)]
+    parts += [_vertical(x(t), f"{t:g}") for t in _ticks(low, high, 6)]
+    step = (high - low) / bins
+    for i, n in enumerate(counts):
+        if n:
+            left, right = x(low + i * step), x(low + (i + 1) * step)
+            parts.append(
+                f'<rect class="bar" x="{left + 0.5:.1f}" y="{y(n):.1f}" width="{right - left - 1:.1f}" '
+                f'height="{y(0) - y(n):.1f}"/>'
+            )
+    if limit is not None and low <= limit <= high:
+        parts.append(f'<line class="limit" x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="{TOP}" y2="{y(0)}"/>')
+    return _svg(parts, "plans", label, [])
+
+
+def _axis(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:
+    """Limits and ticks around [low, high]; all in decades if `log`."""
+    if log:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        last = max(last, first + 1)
+        decades = range(first, last + 1, max(1, math.ceil((last - first) / 5)))
+        return first, last, [float(t) for t in decades]
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        room = max(abs(high) * 0.1, 0.5)
+        low, high = low - (room if low else 0), high + room
+    ticks = _ticks(low, high, 5)
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else high - low
+    low = math.floor(low / step + 1e-9) * step
+    high = math.ceil(high / step - 1e-9) * step
+    return low, high, _ticks(low, high, 5)
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    raw = (high - low) / about
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _text(tick: float, log: bool) -> str:
+    if log:
+        return "1" if tick == 0 else f"1e{int(tick)}"
+    return f"{tick:g}" if abs(tick) < 1e5 else f"{tick:.1e}"
+
+
+def _horizontal(y: float, text: str) -> str:
+    return (
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+    )
+
+
+def _vertical(x: float, text: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{text}</text>'
+
+
+def _svg(parts: list[str], ylabel: str, xlabel: str, names: list[str]) -> str:
+    axis = (
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(xlabel)}</text>'
+        f'<text class="axis" transform="translate(12 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
+        f'text-anchor="middle">{escape(ylabel)}</text>'
+    )
+    legend = ""
+    if len(names) > 1:
+        items = "".join(f'<span><i class="s{i}"></i>{escape(name)}</span>' for i, name in enumerate(names))
+        legend = f'<div class="legend">{items}</div>'
+    title = escape(f"{ylabel} against {xlabel}")
+    return f'{legend}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}{axis}</svg>'

@@ -1,0 +1,172 @@
+"""The command `mbrl`: control robots, list what there is, check an environment.
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from mbrl.errors import MbrlError, UnknownName
+
+_LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+
+
+@dataclass(frozen=True)
+class List:
+    """List the worlds and the planners."""
+
+
+@dataclass(frozen=True)
+class CheckEnv:
+    """Check that a world and its task agree with what its environment really does.
+
+    Attributes:
+        name: of the world.
+        steps: random steps to compare.
+        seed: of the environment and the actions.
+    """
+
+    name: tyro.conf.Positional[str]
+    steps: int = 200
+    seed: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit code."""
+    console, errors = Console(), Console(stderr=True)
+    try:
+        choose_gl()
+        command = parse(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as leave:  # tyro: --help, or an unknown option
+        return leave.code if isinstance(leave.code, int) else 2
+    except MbrlError as error:
+        complain(errors, error)
+        return 2
+    warnings = count_warnings()
+    try:
+        return run(command, console)
+    except MbrlError as error:
+        complain(errors, error)
+        return 2 if isinstance(error, UnknownName) else 1
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        return 130
+    finally:
+        show_warnings(console, warnings)
+
+
+def choose_gl() -> None:
+    """Settle how MuJoCo renders, before anything imports it: it reads MUJOCO_GL once.
+
+    Without a screen it needs EGL. A library that is missing would make the import of MuJoCo fail, so
+    rendering is then switched off and only the video is lost.
+    """
+    wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
+    known = ("egl", "osmesa", "glfw", "glx", "wgl", "cgl", "disable", "disabled", "off", "false", "0")
+    if wanted not in ("", *known, "enable", "enabled", "on", "true", "1"):
+        raise UnknownName("MUJOCO_GL", wanted, known)
+    if not wanted and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        wanted = os.environ["MUJOCO_GL"] = "egl"
+    try:
+        if sys.platform == "linux" and wanted in _LIBRARIES:
+            ctypes.CDLL(_LIBRARIES[wanted])
+    except OSError:
+        os.environ["MUJOCO_GL"] = "disable"
+
+
+def parse(argv: list[str]) -> Any:
+    """The command of `argv` as a dataclass.
+
+    Options of the planner depend on which planner it is, so its name is taken out first; then options
+    may come in any order.
+    """
+    from mbrl.experiments import mpc
+
+    name, rest = "icem", []
+    words = iter(argv)
+    for word in words:
+        if word == "--planner":
+            name = next(words, "")
+        elif word.startswith("--planner="):
+            name = word.removeprefix("--planner=")
+        else:
+            rest.append(word)
+    if name not in mpc.PLANNERS:
+        raise UnknownName("planner", name, mpc.PLANNERS)
+    commands: dict[str, Any] = {
+        "mpc": mpc.Config[mpc.PLANNERS[name]],  # type: ignore[valid-type]
+        "list": List,
+        "check-env": CheckEnv,
+    }
+    if rest and rest[0] in commands:  # tyro's messages are shorter without the level of sub-commands
+        return tyro.cli(commands[rest[0]], args=rest[1:], prog=f"mbrl {rest[0]}")
+    return tyro.extras.subcommand_cli_from_dict(
+        commands, args=rest, prog="mbrl", description="Model-based control of robots."
+    )
+
+
+def run(command: Any, console: Console) -> int:
+    from mbrl.envs import WORLDS, make_world
+    from mbrl.experiments import mpc
+
+    match command:
+        case List():
+            planners = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in mpc.PLANNERS.items()}
+            for title, lines in (
+                ("Worlds", {name: entry.about for name, entry in WORLDS.items()}),
+                ("Planners", planners),
+            ):
+                console.print(f"[bold]{title}[/bold]")
+                width = max(map(len, lines))
+                for name, about in lines.items():
+                    console.print(
+                        f"  {name:<{width}}  [dim]{escape(about)}[/dim]", highlight=False, soft_wrap=True
+                    )
+        case CheckEnv():
+            world = make_world(command.name)
+            from mbrl.checks import check_task
+
+            warnings = check_task(world, steps=command.steps, seed=command.seed)
+            for warning in warnings:
+                console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+            console.print(f"{command.name} passed the check with {len(warnings)} warnings.", highlight=False)
+        case mpc.Config():
+            mpc.main(command, console)
+    return 0
+
+
+def complain(console: Console, error: MbrlError) -> None:
+    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def count_warnings() -> Counter[str]:
+    """MuJoCo's warnings from now on, counted, without their numbers, instead of filling stderr and MUJOCO_LOG.TXT.
+
+    Candidate plans that diverge give thousands; they are expected and never chosen.
+    """
+    import mujoco
+
+    counts: Counter[str] = Counter()
+    mujoco.set_mju_user_warning(lambda text: counts.update([re.sub(r"-?\d[\d.]*", "#", str(text))]))
+    return counts
+
+
+def show_warnings(console: Console, counts: Counter[str]) -> None:
+    for text, n in counts.most_common(3):
+        if "deprecated" in text:  # of the model's XML: nothing that a user could do about it
+            continue
+        console.print(
+            f"[dim]MuJoCo warned {n} times: {escape(text[:200])}[/dim]", highlight=False, soft_wrap=True
+        )

@@ -1,0 +1,228 @@
+"""Control a robot by planning: model predictive control in the true simulator, measured and recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from mbrl.envs import WORLDS, make_world
+from mbrl.errors import ContractError, MbrlError, UnknownName
+from mbrl.estimators import FullState
+from mbrl.experiments.progress import Progress, show_facts
+from mbrl.experiments.recording import Recording
+from mbrl.experiments.report import write_report
+from mbrl.experiments.video import write_video
+from mbrl.mpc import MPC, MPCReport
+from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
+from mbrl.runs import RunFolder
+
+P = TypeVar("P", bound=SamplingPlanner[Any])
+
+PLANNERS: dict[str, type[SamplingPlanner[Any]]] = {
+    "random-shooting": RandomShooting,
+    "cem": CEM,
+    "icem": ICEM,
+    "mppi": MPPI,
+    "predictive-sampling": PredictiveSampling,
+    "cma-es": CMAES,
+}
+HEALTH = (
+    "effective_samples",
+    "elite_spread",
+    "clipped",
+    "diverged",
+    "improvement",
+    "iterations",
+    "model_steps",
+)
+COLUMNS = (
+    *("step", "time", "reward", "return", "predicted_reward", "reward_error", "state_error"),
+    *("plan_ms", "realtime_factor", "plan_cost"),
+    *(f"planner/{name}" for name in HEALTH),
+    *("fallback", "terminated", "truncated", "diverged"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Generic[P]):
+    """Control a robot by planning in its simulator; leaves metrics, a video and a report.
+
+    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es and its
+    parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+
+    Attributes:
+        planner: what searches for actions; --planner NAME on the command line.
+        env: the world; `mbrl list` shows all.
+        horizon: steps to plan ahead.
+        steps: control steps; the run ends earlier if the episode does.
+        seed: of the environment and the planner.
+        threads: of the simulation and of torch; 0 for all processors.
+        budget_ms: plan until this many milliseconds are used, instead of planner.iterations times.
+        replan_every: steps to follow a plan before the next one.
+        video: record a video.
+        out: folder for everything the run leaves; runs/ENV-PLANNER-SEED unless given.
+    """
+
+    planner: P
+    env: str = "HalfCheetah-v5"
+    horizon: int = 30
+    steps: int = 200
+    seed: int = 0
+    threads: int = 0
+    budget_ms: float | None = None
+    replan_every: int = 1
+    video: bool = True
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.env not in WORLDS:
+            raise UnknownName("world", self.env, WORLDS)
+        if not 1 <= self.replan_every <= self.horizon:
+            raise ContractError(
+                f"A run needs 1 ≤ replan_every ≤ horizon, but got {self.replan_every} and {self.horizon}."
+            )
+        if self.steps < 1 or self.threads < 0 or (self.budget_ms is not None and not self.budget_ms > 0):
+            raise ContractError(
+                "A run needs steps ≥ 1, threads ≥ 0 and budget_ms > 0, but got "
+                f"{self.steps}, {self.threads} and {self.budget_ms}."
+            )
+
+
+def main(config: Config[Any], console: Console | None = None) -> Path:
+    """Run one episode and return its folder.
+
+    Ctrl-C ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
+    """
+    console = console or Console()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    planner = config.planner
+    if config.budget_ms is not None:
+        planner = dataclasses.replace(planner, budget_ms=config.budget_ms)
+    world = make_world(config.env)
+    problem = world.problem(config.horizon, threads=config.threads)
+    policy = MPC(
+        problem,
+        planner,
+        estimator=FullState(),
+        generator=torch.Generator().manual_seed(config.seed),
+        replan_every=config.replan_every,
+    )
+    with open_folder(config) as folder:
+        console.print(
+            f"{config.env} with {type(planner).__name__} -> {folder.path}", highlight=False, soft_wrap=True
+        )
+        folder.save_config(config)
+        env = world.make()
+        obs, info = env.reset(seed=config.seed)
+        recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [])
+        total = 0.0
+        with Progress(console, config.steps) as progress, stop_on_interrupt() as stop:
+            for step in range(config.steps):
+                action = policy(obs, info)
+                obs, reward, terminated, truncated, info = env.step(action[0].numpy().astype(np.float32))
+
+                planning = policy.report
+                assert planning is not None  # the policy has just been called
+                total += float(reward)
+                row = {
+                    "step": step,
+                    "time": (step + 1) * problem.dynamics.dt,
+                    "reward": float(reward),
+                    "return": total,
+                    **measure(planning, float(reward), problem.dynamics.dt * config.replan_every),
+                    "terminated": int(terminated),
+                    "truncated": int(truncated),
+                    "diverged": int(info["diverged"]),
+                }
+                folder.log(row)
+                recording.add(torch.as_tensor(info["state"]), planning.plan, row)
+                progress.show(row)
+                if terminated or truncated or stop.is_set():
+                    break
+        env.close()
+        report, video = folder.path / "report.html", None
+        write_report(recording, config, report, interrupted=stop.is_set())
+        if (
+            config.video
+        ):  # after the report: rendering is slow, and graphics drivers may take the process down
+            video = save_video(recording, folder.path / "video.mp4", console)
+        if video is not None:
+            write_report(recording, config, report, video=video, interrupted=stop.is_set())
+    show_facts(console, recording, report, video)
+    if stop.is_set():
+        raise KeyboardInterrupt
+    return folder.path
+
+
+def open_folder(config: Config[Any]) -> RunFolder:
+    if config.out is not None:
+        return RunFolder(config.out, COLUMNS)
+    planner = next(name for name, kind in PLANNERS.items() if type(config.planner) is kind)
+    return RunFolder.numbered(Path("runs", f"{config.env}-{planner}-{config.seed}"), COLUMNS)
+
+
+def save_video(recording: Recording, path: Path, console: Console) -> Path | None:
+    """The video, or None with a warning: no picture is worth a failed run."""
+    try:
+        with console.status("rendering the video"):
+            return write_video(recording, path)
+    except (MbrlError, OSError, RuntimeError) as error:  # the latter two from the encoder
+        console.print(f"[yellow]No video:[/yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return None
+
+
+def measure(report: MPCReport, reward: float, budget_s: float) -> dict[str, Any]:
+    """The part of a row that tells how planning went; None where there is nothing to tell."""
+    plan, planned = report.plan, report.plan_ms > 0
+    predicted = None if report.predicted_cost is None else -float(report.predicted_cost[0])
+    health = {name: number(plan.info.get(name)) if planned else None for name in HEALTH}
+    return {
+        "predicted_reward": predicted,
+        "reward_error": None if predicted is None else abs(predicted - reward),
+        "state_error": number(report.state_error),
+        "plan_ms": report.plan_ms if planned else None,
+        "realtime_factor": 1e3 * budget_s / report.plan_ms if planned else None,
+        "plan_cost": number(plan.cost) if planned else None,
+        **{f"planner/{name}": value for name, value in health.items()},
+        "fallback": int(report.fallback[0]),
+    }
+
+
+def number(value: Any) -> float | None:
+    """A tensor (1,) or a scalar as a number."""
+    return (
+        None
+        if value is None
+        else float(value[0] if isinstance(value, torch.Tensor) and value.ndim else value)
+    )
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event; the second one raises KeyboardInterrupt as usual."""
+    stop = threading.Event()
+
+    def first(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield stop
+        return
+    old = signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, old)

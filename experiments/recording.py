@@ -1,0 +1,98 @@
+"""What a control run leaves in memory for its video and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl.envs import World
+from mbrl.problem import Plan, Problem
+from mbrl.rollout import rollout
+
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode, or its beginning.
+
+    Attributes:
+        states: T+1 of (nx,), the last one after the last step.
+        plans: T, the plan that was followed in each step; its first state may be some steps old.
+        rows: T rows of metrics.csv.
+    """
+
+    world: World
+    problem: Problem[Any, Any, Any]
+    states: list[Tensor]
+    plans: list[Plan]
+    rows: list[Mapping[str, Any]]
+
+    def add(self, state: Tensor, plan: Plan, row: Mapping[str, Any]) -> None:
+        self.states.append(state)
+        self.plans.append(plan)
+        self.rows.append(row)
+
+    def frames(self, rate: float) -> list[int]:
+        """Indices of the states to show so that there are at most `rate` per second of simulated time."""
+        stride = max(1, math.ceil(1 / (rate * self.problem.dynamics.dt) - 1e-6))
+        return list(range(0, len(self.states), stride))
+
+    def traces(self, frame: int, body: int) -> np.ndarray:
+        """Where a body would go: (1 + n, H+1, 3), first by the plan followed, then by n sampled candidates.
+
+        Candidates are simulated again here, because keeping their states would slow the planner down.
+        """
+        plan = self.plans[min(frame, len(self.plans) - 1)]
+        if plan.states is None:
+            return np.full((0, 1, 3), np.nan)
+        states = plan.states[:1]  # (1, H+1, nx)
+        candidates = plan.info.get("candidates")
+        if isinstance(candidates, Tensor):
+            n = candidates.shape[1]
+            sampled = rollout(self.problem.dynamics, states[0, :1].expand(n, -1), candidates[0])
+            H = min(states.shape[1], sampled.shape[1])
+            states = torch.cat([states[:, :H], sampled[:, :H]])
+        return body_positions(self.world.model, states.numpy(), body)
+
+
+def body_positions(model: mujoco.MjModel, states: np.ndarray, body: int) -> np.ndarray:
+    """Centre of mass (..., 3) of a body in states (..., nx); NaN where a state is not finite."""
+    data = mujoco.MjData(model)
+    n = mujoco.mj_stateSize(model, _STATE)
+    flat = states.reshape(-1, states.shape[-1])
+    positions = np.full((len(flat), 3), np.nan)
+    for x, position in zip(flat, positions, strict=True):
+        if np.isfinite(x[:n]).all():
+            mujoco.mj_setState(model, data, np.ascontiguousarray(x[:n]), _STATE)
+            mujoco.mj_kinematics(model, data)
+            position[:] = data.xipos[body]
+    return positions.reshape(*states.shape[:-1], 3)
+
+
+def robot_root(model: mujoco.MjModel) -> int:
+    """The root body of the kinematic tree with the most degrees of freedom."""
+    dofs = np.zeros(model.nbody, dtype=int)
+    for body in range(1, model.nbody):
+        dofs[model.body_rootid[body]] += model.body_dofnum[body]
+    return int(dofs.argmax())
+
+
+def walks(model: mujoco.MjModel) -> bool:
+    """Whether the robot's base moves freely, so that the camera must follow it."""
+    return int(model.body_dofnum[robot_root(model)]) >= 3
+
+
+def tracked_body(model: mujoco.MjModel) -> int:
+    """The body whose path tells most: the base of a walking robot, else the end of the chain."""
+    root = robot_root(model)
+    if walks(model):
+        return root
+    return int(np.flatnonzero(model.body_rootid == root)[-1])

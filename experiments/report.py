@@ -1,0 +1,267 @@
+"""report.html: what a run did, in words, plots, a replay and a video, in one file without network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from mbrl.experiments.charts import histogram, line_chart
+from mbrl.experiments.recording import Recording, tracked_body
+from mbrl.experiments.replay import scene
+from mbrl.runs import environment, plain
+
+_EMBED_BELOW = 20 * 2**20  # bytes of video; a larger one is linked
+
+
+def write_report(
+    recording: Recording, config: Any, path: Path, *, video: Path | None = None, interrupted: bool = False
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        config: shown as a table; has `env`, `planner`, `horizon`, `seed`, `replan_every`.
+        video: embedded, or linked if it is large.
+        interrupted: the user stopped the run.
+    """
+    facts = measure(recording)
+    settings = plain(config)
+    planner = settings.pop("planner")
+    settings.pop("type")
+    machine = environment()
+    badge, bad = ending(recording, interrupted)
+    model = recording.world.model
+    pages = resources.files("mbrl.experiments")
+    text = Template(pages.joinpath("report.html").read_text(encoding="utf-8")).substitute(
+        title=escape(f"{config.env}, {planner['type']}"),
+        heading=escape(f"{config.env} with {planner['type']}"),
+        badge=escape(badge),
+        badge_class="bad" if bad else "",
+        lead=escape(lead(recording, config, planner["type"])),
+        tiles="".join(
+            f"<div class='tile'><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in tiles(facts)
+        ),
+        words="".join(f"<p>{unbroken_options(escape(line))}</p>" for line in words(facts, config)),
+        tracked=escape((model.body(tracked_body(model)).name or "robot").replace("_", " ")),
+        video=embed(video),
+        charts=charts(recording),
+        health=health(recording),
+        settings=table(settings),
+        machine=table(
+            planner | machine["versions"] | machine["machine"] | {"torch threads": machine["torch_threads"]}
+        ),
+        viewer=pages.joinpath("viewer.js").read_text(encoding="utf-8"),
+        scene=json.dumps(scene(recording), separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def column(recording: Recording, name: str) -> list[float]:
+    """The numbers in a column, without gaps."""
+    return [row[name] for row in recording.rows if row[name] is not None]
+
+
+def measure(recording: Recording) -> dict[str, float]:
+    """The numbers that sum a run up; NaN where there is nothing to measure."""
+    rows = recording.rows
+    times, factors = sorted(column(recording, "plan_ms")), column(recording, "realtime_factor")
+    return {
+        "return": rows[-1]["return"],
+        "steps": len(rows),
+        "seconds": rows[-1]["time"],
+        "plan_ms": statistics.median(times),
+        "plan_ms_95": times[min(len(times) - 1, math.ceil(0.95 * len(times)))],
+        "realtime": statistics.median(factors),
+        "state_error": max(column(recording, "state_error"), default=math.nan),
+        "reward_error": max(column(recording, "reward_error"), default=math.nan),
+        "fallbacks": sum(row["fallback"] for row in rows),
+        "terminated": rows[-1]["terminated"],
+        "model_steps": sum(column(recording, "planner/model_steps")),
+    }
+
+
+def ending(recording: Recording, interrupted: bool) -> tuple[str, bool]:
+    """How the run ended, and whether that is bad news."""
+    last = recording.rows[-1]
+    if last["diverged"]:
+        return f"physics diverged in step {last['step']}, episode truncated", True
+    if last["terminated"]:
+        return f"terminated in step {last['step']}", True
+    if interrupted:
+        return f"interrupted after {len(recording.rows)} steps", True
+    return ("time limit of the episode" if last["truncated"] else "completed"), False
+
+
+def lead(recording: Recording, config: Any, planner: str) -> str:
+    model, dynamics = recording.world.model, recording.problem.dynamics
+    return (
+        f"{config.env}: {model.nv} degrees of freedom, {dynamics.nu} actuators, controlled every {1e3 * dynamics.dt:g} ms. "
+        f"{planner} plans {config.horizon} steps ({config.horizon * dynamics.dt:.2f} s) ahead in the true simulator, seed {config.seed}."
+    )
+
+
+def tiles(facts: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [
+        ("return", f"{facts['return']:.1f}"),
+        (f"simulated, {facts['steps']:.0f} steps", f"{facts['seconds']:.2f} s"),
+        ("real-time factor, median", f"{facts['realtime']:.2f}×"),
+        (f"per plan, median (95%: {facts['plan_ms_95']:.1f} ms)", f"{facts['plan_ms']:.1f} ms"),
+        ("largest state prediction error", f"{facts['state_error']:.1e}" if facts["state_error"] else "0"),
+        ("unusable plans (fallbacks)", f"{facts['fallbacks']:.0f}"),
+    ]
+
+
+def words(facts: Mapping[str, float], config: Any) -> list[str]:
+    """What the numbers mean."""
+    pace = facts["realtime"]
+    speed = (
+        f"Planning keeps up with a real robot: it is {pace:.1f} times faster than the time it controls."
+        if pace >= 1
+        else f"Planning is {1 / pace:.1f} times slower than the time it controls, so a real robot would have to wait. "
+        "A smaller population or horizon, --replan-every, or a deadline (--budget-ms) make it faster."
+    )
+    if math.isnan(facts["state_error"]):
+        error = "The run was too short to compare predictions with what happened."
+    elif facts["state_error"] == 0 and facts["reward_error"] < 1e-6:
+        error = (
+            "Every predicted state came true to the last bit, and every reward to rounding, as it must be where the very "
+            "simulator that is controlled also makes the plans."
+        )
+    else:
+        error = (
+            f"Predicted and realised states differ by at most {facts['state_error']:.1e} (in any entry of the simulator's "
+            f"state), rewards by at most {facts['reward_error']:.1e}."
+        )
+    fallback = (
+        "Every plan was usable."
+        if not facts["fallbacks"]
+        else f"In {facts['fallbacks']:.0f} steps the new plan was unusable (not finite, or outside the bounds) and the old one was followed."
+    )
+    every = "every step" if config.replan_every == 1 else f"every {config.replan_every} steps"
+    work = f"It planned {every} and simulated {facts['model_steps']:,.0f} candidate steps in all."
+    return [f"{work} {speed}", f"{error} {fallback}"]
+
+
+def unbroken_options(text: str) -> str:
+    return re.sub(r"--[a-z-]+", r"<code>\g<0></code>", text)
+
+
+def card(title: str, chart: str, note: str) -> str:
+    return f"<div class='card'><h3>{escape(title)}</h3>{chart}<p>{escape(note)}</p></div>" if chart else ""
+
+
+def charts(recording: Recording) -> str:
+    rows = recording.rows
+    times = [row["time"] for row in rows]
+
+    def values(name: str) -> list[float | None]:
+        return [row[name] for row in rows]
+
+    budget = round(rows[0]["realtime_factor"] * rows[0]["plan_ms"], 6)  # ms between plans
+    errors = {"state": values("state_error"), "reward": values("reward_error")}
+    exact = not any(v for series in errors.values() for v in series if v is not None)
+    return "".join(
+        [
+            card(
+                "Reward per step",
+                line_chart(
+                    times,
+                    {"realised": values("reward"), "predicted": values("predicted_reward")},
+                    label="reward",
+                ),
+                "Higher is better. Predicted is what the plan expected of the action it chose; where the lines part, the model was wrong.",
+            ),
+            card(
+                "Return",
+                line_chart(times, {"return": values("return")}, label="return so far"),
+                "The sum of rewards so far. A straight rise means a steady gait or pose.",
+            ),
+            card(
+                "Cost of the plan",
+                line_chart(times, {"cost": values("plan_cost")}, label="cost over the horizon"),
+                "What each plan expects to pay over its horizon (minus its reward). It falls while the planner finds better plans and is flat once it has settled.",
+            ),
+            card(
+                "Planning time",
+                histogram(
+                    column(recording, "plan_ms"),
+                    label="ms per plan",
+                    limit=budget,
+                ),
+                f"How long plans took. Left of the dashed line at {budget:g} ms a real robot could be controlled in real time; "
+                "the first plan is often the slowest.",
+            ),
+            card(
+                "Prediction error",
+                "<p>All zero: every predicted state and reward came true exactly.</p>"
+                if exact
+                else line_chart(times, errors, label="|predicted − realised|", log=True),
+                "One step ahead. State: the largest difference in any entry of the simulator's state; exact zeros are left out of the logarithmic axis.",
+            ),
+        ]
+    )
+
+
+def health(recording: Recording) -> str:
+    rows = recording.rows
+    times = [row["time"] for row in rows]
+
+    def chart(title: str, names: Mapping[str, str], label: str, note: str) -> str:
+        series = {shown: [row[f"planner/{name}"] for row in rows] for shown, name in names.items()}
+        return card(title, line_chart(times, series, label=label), note)
+
+    return "".join(
+        [
+            chart(
+                "Effective samples", {"effective samples": "effective_samples"}, "1 / Σw²",
+                "How many candidates shaped the plan. Near 1: one candidate decided and the rest was wasted; near the population: "
+                "the planner hardly distinguished good from bad.",
+            ),
+            chart(
+                "Spread of the good candidates", {"spread": "elite_spread"}, "share of half the range",
+                "How far apart the candidates lie that shaped the plan. Falling towards 0 means the search has converged, perhaps too early.",
+            ),
+            chart(
+                "Clipped and diverged", {"clipped actions": "clipped", "diverged candidates": "diverged"}, "share",
+                "Clipped: sampled actions that had to be moved back inside the bounds. Diverged: candidates whose simulation blew up; "
+                "they are never chosen.",
+            ),
+            chart(
+                "Improvement", {"improvement": "improvement"}, "cost saved",
+                "How much cheaper the new plan is than the old one moved on in time. Around 0 the planner only repeats itself; "
+                "below 0 this plan got worse.",
+            ),
+            chart(
+                "Iterations", {"iterations": "iterations"}, "iterations per plan",
+                "How many rounds of sampling fitted into the deadline.",
+            ) if len(set(column(recording, "planner/iterations"))) > 1 else "",
+        ]
+    )  # fmt: skip
+
+
+def embed(video: Path | None) -> str:
+    if video is None:
+        return ""
+    source = escape(video.name)
+    if video.stat().st_size < _EMBED_BELOW:
+        source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
+    return (
+        f'<h2>Video</h2><video controls loop muted playsinline src="{source}"></video>'
+        f"<p style='font-size:14px;color:var(--soft);margin-top:8px'>Rendered by MuJoCo; also in {escape(video.name)}.</p>"
+    )
+
+
+def table(values: Mapping[str, Any]) -> str:
+    return "".join(
+        f"<tr><td>{escape(str(k).replace('_', ' '))}</td><td>{escape('not set' if v is None else str(v))}</td></tr>"
+        for k, v in values.items()
+    )

@@ -1,0 +1,148 @@
+"""Run folders: what a run leaves behind, and the guard that two runs never share one."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import filelock
+import torch
+
+from mbrl.errors import RunFolderError
+
+_PACKAGES = ("mbrl-kit", "torch", "mujoco", "gymnasium", "numpy")
+
+
+class RunFolder:
+    """A folder that belongs to one run: `config.json`, `metrics.csv` and whatever else the run writes.
+
+    Every row of metrics.csv is on its way to the disk before `log` returns, so a crash loses nothing.
+    `run.lock` is held while the run lives and removed at its end. Where a run was killed the lock file
+    is left without an owner: the next run may take the folder, and the old files are kept beside the new.
+
+    Args:
+        path: created with its parents.
+        columns: of metrics.csv.
+
+    Raises:
+        RunFolderError: not writable, in use by a live run, or already holds a finished run.
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str]):
+        self.path = Path(path)
+        lock = self.path / "run.lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            crashed = lock.exists()
+            if not crashed and any((self.path / name).exists() for name in ("config.json", "metrics.csv")):
+                raise RunFolderError(
+                    f"{self.path} already holds a finished run. Choose another folder with --out, or delete it."
+                )
+            self._lock = filelock.FileLock(lock)
+            self._lock.acquire(timeout=0)
+            if crashed:
+                self._set_aside()
+            self._file = (self.path / "metrics.csv").open("x", newline="", encoding="utf-8")
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"{self.path} is in use by another run that is still alive. Choose another folder with --out."
+            ) from None
+        except RunFolderError:
+            raise
+        except OSError as error:
+            raise RunFolderError(
+                f"The run folder {self.path} cannot be written: {error.strerror or error}. "
+                "Choose a writable folder with --out."
+            ) from error
+        self._writer = csv.DictWriter(self._file, columns)
+        self._write(self._writer.writeheader)
+
+    @classmethod
+    def numbered(cls, path: str | Path, columns: Sequence[str]) -> RunFolder:
+        """`path`, or the first of path-2, path-3, … that no run has used."""
+        for n in itertools.count(1):
+            free = Path(path) if n == 1 else Path(f"{path}-{n}")
+            if not free.exists():
+                return cls(free, columns)
+        raise AssertionError("unreachable")
+
+    def save_config(self, config: Any, **more: Any) -> None:
+        """Write config.json: the config, versions, machine and thread count, and `more`."""
+        text = json.dumps({"config": plain(config), **environment(), **more}, indent=2, ensure_ascii=False)
+        self._write(lambda: (self.path / "config.json").write_text(text + "\n", encoding="utf-8"))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.csv."""
+        self._write(lambda: self._writer.writerow(row))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk was reported by the write that hit it
+            self._file.close()
+        (self.path / "run.lock").unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, write: Any) -> None:
+        try:
+            write()
+            self._file.flush()
+        except OSError as error:
+            raise RunFolderError(
+                f"Writing to {self.path} failed: {error.strerror or error}. What was written before is kept."
+            ) from error
+
+    def _set_aside(self) -> None:
+        """Rename what a killed run has left, so that neither run overwrites the other."""
+        for name in ("config.json", "metrics.csv"):
+            old = self.path / name
+            if old.exists():
+                n = next(
+                    n for n in itertools.count(1) if not old.with_suffix(f".killed{n}{old.suffix}").exists()
+                )
+                old.rename(old.with_suffix(f".killed{n}{old.suffix}"))
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its config."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            versions[package] = "not installed"
+    machine = {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return {"versions": versions, "machine": machine, "torch_threads": torch.get_num_threads()}
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON types; dataclasses name their type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,254 @@
+"""The command line: any order of options, clear answers to bad input, and Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import pytest
+import torch
+
+from mbrl.experiments import cli, mpc
+from mbrl.planners import CEM
+
+TINY = [
+    *("mpc", "--env", "InvertedPendulum-v5", "--horizon", "5", "--no-video"),
+    *("--planner.population", "8", "--threads", "1"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Any:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    mujoco.set_mju_user_warning(None)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_options_come_in_any_order() -> None:
+    config = cli.parse(["mpc", "--planner.population", "500", "--env", "Hopper-v5", "--planner", "cem"])
+    assert config == cli.parse(["mpc", "--planner=cem", "--env=Hopper-v5", "--planner.population=500"])
+    assert config == mpc.Config(planner=CEM(population=500), env="Hopper-v5")
+
+
+@pytest.mark.parametrize("name", mpc.PLANNERS)
+def test_every_planner_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
+    options = ["--planner.elites", "3"] if name in ("cem", "icem") else []
+    assert cli.main([*TINY, "--planner", name, *options, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert len(rows(tmp_path / "run")) == 2
+
+
+def test_all_sampling_planners_are_listed() -> None:
+    from mbrl import planners
+    from mbrl.planners import SamplingPlanner
+
+    exported = {getattr(planners, name) for name in planners.__all__}
+    exported = {kind for kind in exported if issubclass(kind, SamplingPlanner)} - {SamplingPlanner}
+    assert exported == set(mpc.PLANNERS.values())
+
+
+def test_a_run_leaves_config_metrics_and_report(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert (
+        cli.main([*TINY, "--planner", "mppi", "--steps", "10", "--replan-every", "2", "--out", str(out)]) == 0
+    )
+    assert (
+        json.loads((out / "config.json").read_text(encoding="utf-8"))["config"]["planner"]["type"] == "MPPI"
+    )
+    written = rows(out)
+    assert tuple(written[0]) == mpc.COLUMNS
+    assert [float(row["return"]) for row in written] == [float(n) for n in range(1, 11)]
+    assert [bool(row["plan_ms"]) for row in written] == [True, False] * 5  # planned every second step
+    assert all(float(row["state_error"]) == 0 for row in written[1:])  # the model is the plant
+    assert "MPPI" in (out / "report.html").read_text(encoding="utf-8")
+    assert not (out / "run.lock").exists()
+
+
+def test_a_seed_gives_the_same_run(tmp_path: Path) -> None:
+    returns = []
+    for n in range(2):
+        cli.main(
+            [
+                *TINY,
+                "--env",
+                "Reacher-v5",
+                "--planner",
+                "mppi",
+                "--steps",
+                "4",
+                "--out",
+                str(tmp_path / str(n)),
+            ]
+        )
+        returns.append([row["return"] for row in rows(tmp_path / str(n))])
+    assert returns[0] == returns[1]
+
+
+def test_a_deadline_is_the_planners_budget(tmp_path: Path) -> None:
+    options = ["--planner", "mppi", "--steps", "1", "--budget-ms", "500"]
+    assert cli.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert float(rows(tmp_path / "run")[0]["planner/iterations"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["mpc", "--planner", "cm"], "Did you mean cem"),
+        (["mpc", "--planner"], "Valid names: cem"),
+        (["mpc", "--env", "Hoper-v5"], "Did you mean Hopper-v5"),
+        (["mpc", "--planner", "cem", "--planner.populaton", "4"], "--planner.population"),
+        (["mpc", "--planner", "cem", "--planner.population", "1"], "population ≥ 2"),
+        (["mpc", "--steps", "0"], "steps ≥ 1"),
+        (["mpc", "--replan-every", "40"], "replan_every"),
+        (["check-env", "Antv5"], "Did you mean Ant-v5"),
+        (["lst"], "check-env"),
+        ([], "mpc"),
+    ],
+)
+def test_wrong_usage_is_answered_with_2(
+    arguments: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert answer in " ".join(shown.replace("│", " ").split()) and "Traceback" not in shown
+
+
+def test_an_unknown_gl_is_answered_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "elg")
+    assert cli.main(["list"]) == 2
+    assert "Did you mean egl" in capsys.readouterr().err
+
+
+def test_gl_is_chosen_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    cli.choose_gl()
+    assert os.environ["MUJOCO_GL"] == "egl"
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    cli.choose_gl()
+    assert os.environ["MUJOCO_GL"] == "disable"
+
+
+def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert cli.main(["mpc", "--planner", "mppi", "--help"]) == 0
+    assert "--planner.temperature" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert "HalfCheetah-v5" in shown and "predictive-sampling" in shown
+
+
+@pytest.mark.parametrize("taken", ["a file", "a run"])
+def test_an_unusable_folder_is_one_sentence(
+    taken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    if taken == "a file":
+        out.write_text("")
+    else:
+        assert cli.main([*TINY, "--planner", "mppi", "--steps", "1", "--out", str(out)]) == 0
+    assert cli.main([*TINY, "--planner", "mppi", "--steps", "1", "--out", str(out)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error:") and "--out" in shown and shown.count("\n") == 1
+
+
+def test_nan_plans_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mbrl.planners import MPPI
+
+    update = MPPI.update
+    calls = iter(range(100))
+
+    def broken(self: Any, state: Any, knots: Any, cost: Any) -> Any:
+        state, weights = update(self, state, knots, cost)
+        if next(calls) == 2:
+            return dataclasses.replace(state, solution=state.solution * torch.nan), weights
+        return state, weights
+
+    monkeypatch.setattr(MPPI, "update", broken)
+    assert cli.main([*TINY, "--planner", "mppi", "--steps", "4", "--out", str(tmp_path / "run")]) == 0
+    fallbacks = [row["fallback"] for row in rows(tmp_path / "run")]
+    assert fallbacks[:3] == ["0", "0", "1"]
+    assert "the new plan was unusable" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_diverging_physics_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mbrl.envs import WithState
+
+    step = WithState.step
+
+    def explode(self: Any, action: Any) -> Any:
+        if self.unwrapped.data.time > 0.1:
+            self.unwrapped.data.qvel[0] = 1e12
+        return step(self, action)
+
+    monkeypatch.setattr(WithState, "step", explode)
+    assert cli.main([*TINY, "--planner", "mppi", "--steps", "9", "--out", str(tmp_path / "run")]) == 0
+    last = rows(tmp_path / "run")[-1]
+    assert (last["truncated"], last["diverged"]) == ("1", "1") and int(last["step"]) < 8
+    assert "physics diverged" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_unexpected_error_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mbrl.envs import WithState
+
+    step, calls = WithState.step, iter(range(100))
+
+    def fail(self: Any, action: Any) -> Any:
+        if next(calls) == 3:
+            raise ZeroDivisionError
+        return step(self, action)
+
+    monkeypatch.setattr(WithState, "step", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*TINY, "--planner", "mppi", "--steps", "9", "--out", str(tmp_path / "run")])
+    assert len(rows(tmp_path / "run")) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "mbrl",
+        *TINY,
+        "--planner",
+        "mppi",
+        "--steps",
+        "100000",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    patience = time.monotonic() + 60
+    while not ((out / "metrics.csv").exists() and len((out / "metrics.csv").read_text().splitlines()) > 3):
+        assert process.poll() is None and time.monotonic() < patience, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert "interrupted after" in (out / "report.html").read_text(encoding="utf-8")
+    assert len(rows(out)) >= 3 and not (out / "run.lock").exists()

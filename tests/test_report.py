@@ -1,0 +1,173 @@
+"""Video, replay geometry and report."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from mbrl import MPC, FullState
+from mbrl.envs import make_world
+from mbrl.errors import MissingExtra
+from mbrl.experiments import charts, mpc, replay, report, video
+from mbrl.experiments.recording import Recording, tracked_body, walks
+from mbrl.planners import CEM, PredictiveSampling
+
+STEPS, HORIZON = 4, 6
+
+
+def record(name: str) -> Recording:
+    world = make_world(name)
+    problem = world.problem(HORIZON, threads=1)
+    planner = PredictiveSampling(population=20)
+    policy = MPC(problem, planner, estimator=FullState(), generator=torch.Generator().manual_seed(0))
+    env = world.make()
+    obs, info = env.reset(seed=0)
+    recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [])
+    total = 0.0
+    for step in range(STEPS):
+        obs, reward, _, _, info = env.step(policy(obs, info)[0].numpy().astype(np.float32))
+        total += float(reward)
+        row = {
+            "step": step,
+            "time": (step + 1) * problem.dynamics.dt,
+            "reward": float(reward),
+            "return": total,
+        }
+        assert policy.report is not None
+        row |= mpc.measure(policy.report, float(reward), problem.dynamics.dt)
+        recording.add(
+            torch.as_tensor(info["state"]),
+            policy.report.plan,
+            row | {"terminated": 0, "truncated": 0, "diverged": 0},
+        )
+    env.close()
+    return recording
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return record("Reacher-v5")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "moves"),
+    [("HalfCheetah-v5", "torso", True), ("Ant-v5", "torso", True), ("Reacher-v5", "fingertip", False),
+     ("InvertedPendulum-v5", "pole", False), ("Pusher-v5", "tips_arm", False)],
+)  # fmt: skip
+def test_the_body_that_tells_most(name: str, body: str, moves: bool) -> None:
+    model = make_world(name).model
+    assert model.body(tracked_body(model)).name == body
+    assert walks(model) == moves
+
+
+def test_traces_start_at_the_robot_and_follow_the_plan(recording: Recording) -> None:
+    body = tracked_body(recording.world.model)
+    paths = recording.traces(2, body)
+    assert paths.shape == (1 + 7, HORIZON + 1, 3)  # every third of 20 candidates
+    data = mujoco.MjData(recording.world.model)
+    mujoco.mj_setState(recording.world.model, data, recording.states[2].numpy()[: -recording.problem.dynamics.ny],
+                       mujoco.mjtState.mjSTATE_INTEGRATION)  # fmt: skip
+    mujoco.mj_kinematics(recording.world.model, data)
+    np.testing.assert_allclose(paths[:, 0], np.broadcast_to(data.xipos[body], (8, 3)), atol=1e-12)
+    # The plan is followed in the very simulator it was made in, so its next point comes true.
+    np.testing.assert_allclose(recording.traces(3, body)[0, 0], paths[0, 1], atol=1e-12)
+
+
+def test_scene_holds_what_mujoco_computes(recording: Recording) -> None:
+    scene = replay.scene(recording)
+    poses = np.frombuffer(base64.b64decode(scene["poses"]), "<f4").reshape(scene["frames"], -1, 7)
+    assert poses.shape[1] == len(scene["geoms"])
+    assert all(geom["type"] in replay._TYPES.values() for geom in scene["geoms"])
+    np.testing.assert_allclose(np.linalg.norm(poses[..., 3:], axis=-1), 1, atol=1e-6)
+    assert scene["returns"][-1] == pytest.approx(recording.rows[-1]["return"], abs=1e-3)
+
+
+def test_hull_of_a_mesh_encloses_it_and_points_outward() -> None:
+    box = "-1 -1 -1  1 -1 -1  1 1 -1  -1 1 -1  -1 -1 1  1 -1 1  1 1 1  -1 1 1"
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><asset><mesh name="m" vertex="{box}"/></asset>'
+        '<worldbody><geom type="mesh" mesh="m" rgba="1 0 0 1"/></worldbody></mujoco>'
+    )
+    geom = replay.shape(model, 0)
+    assert geom is not None
+    points, faces = np.array(geom["vertices"]), np.array(geom["faces"])
+    a, b, c = points[faces].swapaxes(0, 1)
+    normals = np.cross(b - a, c - a)
+    assert ((normals * a).sum(-1) > 0).all()
+    assert np.linalg.norm(normals, axis=-1).sum() / 2 == pytest.approx(24)  # the whole surface
+
+
+def test_report_stands_alone(recording: Recording, tmp_path: Path) -> None:
+    config = mpc.Config(planner=CEM(), env="Reacher-v5")
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"not really a video")
+    text = report.write_report(recording, config, tmp_path / "report.html", video=clip).read_text(
+        encoding="utf-8"
+    )
+    assert not re.findall(r'(?:src|href)="(?!data:)', text) and "http" not in text
+    assert "data:video/mp4;base64," in text
+    assert "Every predicted state came true to the last bit" in text
+    assert not re.search(r"\$[a-z]+\b", text.split("<script>")[0])  # no placeholder left
+    assert text.count("<svg") >= 8
+
+
+def test_charts_survive_odd_numbers() -> None:
+    assert charts.line_chart([1.0], {"a": [None]}, label="a") == ""
+    assert charts.histogram([], label="a") == ""
+    for values in ([0.0, 0.0], [math.nan, 2.0], [1e-300, 1e300], [-5.0, -5.0], [None, math.inf]):
+        chart = charts.line_chart([0.1, 0.2], {"a": values}, label="a <b>")
+        assert "nan" not in chart and "inf" not in chart and "<b>" not in chart
+    assert charts.line_chart([1.0, 2.0, 3.0], {"a": [1.0, None, 3.0]}, label="a").count("L") == 1
+    assert 'class="limit"' in charts.histogram([3.0, 3.0, 9.0], label="ms", limit=5.0)
+
+
+@pytest.fixture
+def console() -> Any:
+    return Console(record=True, width=400)
+
+
+def test_no_graphics_costs_only_the_video(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    def fail(*_: object) -> None:
+        raise mujoco.FatalError("an OpenGL platform library has not been loaded")
+
+    monkeypatch.setattr(mujoco, "Renderer", fail)
+    assert mpc.save_video(recording, tmp_path / "v.mp4", console) is None
+    shown = console.export_text()
+    assert "libegl1 libegl-mesa0 libgl1-mesa-dri" in shown and "MUJOCO_GL" in shown
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_no_encoder_costs_only_the_video(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(MissingExtra, match=r"mbrl-kit\[video\]"):
+        video.write_video(recording, tmp_path / "v.mp4")
+    assert mpc.save_video(recording, tmp_path / "v.mp4", console) is None
+
+
+def test_video_shows_the_robot_and_the_plan(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    try:
+        picture = next(video.pictures(recording, [2]))
+    except video.NoGraphics as error:
+        pytest.skip(str(error))
+    assert picture.shape == (video.HEIGHT, video.WIDTH, 3)
+    assert picture.std() > 5  # not a blank frame
+    monkeypatch.setattr(video, "add_path", lambda *_: None)
+    assert (picture != next(video.pictures(recording, [2]))).any(-1).sum() > 50
+    assert video.write_video(recording, tmp_path / "v.mp4").stat().st_size > 1000
