@@ -61,14 +61,14 @@ class Walk:
     swing: float = 0.5
     offsets: tuple[float, ...] = (0.0, 0.5, 0.5, 0.0)
 
-    velocity_scale: float = 0.2  # m/s, along the track
+    velocity_scale: float = 0.1  # m/s, along the track
     drift_scale: float = 0.3  # m/s across the track
     track_scale: float = 0.3  # m beside the track
     heading_scale: float = 0.25  # sine of the yaw
     tilt_scale: float = 0.2  # sine of the tilt
-    spin_scale: float = 3.0  # rad/s, all axes
+    spin_scale: float = 5.0  # rad/s, all axes
     height_scale: float = 0.03  # m
-    bounce_scale: float = 0.5  # m/s, vertical
+    bounce_scale: float = 1.0  # m/s, vertical
     foot_scale: float = 0.03  # m from the clock's foot height
     pose_scale: float = 0.8  # rad from the standing pose
     effort_scale: float = 2.0  # rad between targets and joints, which is torque / kp

