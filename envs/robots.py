@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mujoco
 import numpy as np
@@ -66,7 +65,7 @@ def _walk(name: str, model: mujoco.MjModel, speed: float, weights: Mapping[str, 
     )
 
 
-def _camera(model: mujoco.MjModel, distance: float = 2.0) -> dict[str, Any]:
+def _camera(model: mujoco.MjModel, distance: float = 1.7) -> dict[str, Any]:
     trunk = int(model.jnt_bodyid[0])
     return {"type": 1, "trackbodyid": trunk, "distance": distance, "elevation": -15.0, "azimuth": 130.0}
 
@@ -84,13 +83,13 @@ def pup_walk(*, speed: float = 0.4, **weights: Any) -> World:
 def _asset(package: str, path: str, extra: str = "robots") -> Path:
     """A file of an optional package's robot models."""
     try:
-        return Path(str(files(import_module(package)) / path))
+        return Path(str(files(package) / path))
     except ImportError as error:
         raise MissingExtra("This robot", package, extra) from error
 
 
 GO2_HOME = (0.0, 0.9, -1.8) * 4  # rad: abduction, hip, knee of each leg
-GO2_HEIGHT = 0.282  # m, of the trunk in that pose with its feet on the floor
+GO2_HEIGHT = 0.288  # m, of the trunk in that pose with its feet on the floor
 
 
 def go2_model(reach: tuple[tuple[float, float], ...]) -> mujoco.MjModel:
@@ -107,6 +106,8 @@ def go2_model(reach: tuple[tuple[float, float], ...]) -> mujoco.MjModel:
         motor.forcerange, motor.ctrlrange = [-torque, torque], reach[i % 3]
     # Velocity feedback in an actuator wants an integrator that sees its derivative.
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    for light in spec.lights:
+        light.castshadow = True
     home = spec.key("home")
     home.qpos, home.ctrl = [0, 0, GO2_HEIGHT, 1, 0, 0, 0, *GO2_HOME], GO2_HOME
     return spec.compile()
@@ -134,3 +135,30 @@ def go2_walk(*, speed: float = 0.5, **weights: Any) -> World:
     return dataclasses.replace(
         world, planning_model=_coarse(model, lambda body: body.endswith("foot") or body == "base")
     )
+
+
+def go2_stand_up(*, lying: Literal["belly", "side"] = "side", **weights: Any) -> World:
+    """Unitree's Go2 gets up from the floor and stands; weights are fields of `StandUp`."""
+    model = go2_model(((-0.9, 0.9), (-0.5, 2.7), (-2.7, -0.9)))
+
+    def lie(model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
+        """Legs folded, a little above the floor."""
+        roll = rng.choice([-1.0, 1.0]) * np.pi / 2 if lying == "side" else 0.0
+        turn = [roll, 0.0, 0.0] + rng.uniform(-0.15, 0.15, 3)
+        data.qpos[2] = 0.22 if lying == "side" else 0.12
+        mujoco.mju_euler2Quat(data.qpos[3:7], turn, "xyz")
+        data.qpos[7:] = np.tile([0.0, 1.3, -2.6], 4) + rng.uniform(-0.1, 0.1, 12)
+
+    def task(model: mujoco.MjModel, layout: Layout) -> StandUp:
+        return StandUp(layout, _joints(model), height=float(model.key("home").qpos[2]), **weights)
+
+    world = mjcf_world(
+        "go2-stand-up",
+        model,
+        task,
+        frame_skip=_steps(model),
+        reset=lie,
+        max_steps=300,
+        camera=_camera(model),
+    )
+    return dataclasses.replace(world, planning_model=_coarse(model, lambda body: True))

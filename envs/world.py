@@ -33,7 +33,7 @@ class World:
         action_dtype: what the environment rounds actions to.
         build: makes the bare environment.
         camera: attributes of mujoco.MjvCamera for pictures.
-        planning_model: a cheaper model with the same state that `problem` plans on; None for the plant.
+        planning_model: a cheaper model of the plant that `problem` plans with; the plant itself unless given.
     """
 
     name: str
@@ -85,10 +85,7 @@ class World:
     def problem(
         self, horizon: int, *, dynamics: Any = None, threads: int = 0, **options: Any
     ) -> Problem[Any, TaskCost, Box]:
-        """Maximise the task's reward over `horizon` steps, on the planning model unless dynamics are given.
-
-        To plan on the plant itself, whose prediction is exact, give `dynamics=world.dynamics()`.
-        """
+        """Maximise the task's reward over `horizon` steps, on `planning_model` unless dynamics are given."""
         if dynamics is None:
             dynamics = self.dynamics(threads=threads, model=self.planning_model)
         return from_task(dynamics, self.task, self.actions, horizon, **options)
