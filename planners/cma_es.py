@@ -85,8 +85,8 @@ class CMAES(SamplingPlanner[CMAESState]):
 
     population: int = 20
     iterations: int = 5
-    knot_spacing: int = 5
-    spline: Order = "cubic"
+    knot_spacing: int = 2
+    spline: Order = "linear"
     std: float = 0.4
     full_below: int = 100
 

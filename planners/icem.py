@@ -54,11 +54,11 @@ class ICEM(SamplingPlanner[ICEMState]):
     population: int = 40
     iterations: int = 3
     decay: float = 1.25
-    elites: int = 10
+    elites: int = 6
     keep: float = 0.3
     alpha: float = 0.1
     std: float = 0.5
-    beta: float = 2.0
+    beta: float = 0.5
 
     def __post_init__(self) -> None:
         SamplingPlanner.__post_init__(self)

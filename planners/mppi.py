@@ -36,7 +36,7 @@ class MPPI(SamplingPlanner[SamplingState]):
     effective_share: float = 0.1
     action_cost: float = 0.0
     std: float = 0.4
-    beta: float = 1.0
+    beta: float = 0.5
 
     def __post_init__(self) -> None:
         SamplingPlanner.__post_init__(self)

@@ -28,8 +28,8 @@ class PredictiveSampling(SamplingPlanner[SamplingState]):
         algorithm 2; the mixture of two deviations follows the authors' software.
     """
 
-    knot_spacing: int = 4
-    spline: Order = "cubic"
+    knot_spacing: int = 2
+    spline: Order = "linear"
     std: float = 0.3
     wide_share: float = 0.2
     wide_std: float = 0.8

@@ -163,6 +163,7 @@ class SamplingPlanner(ABC, Generic[S]):
         pair = actions(torch.stack([nominal, state.solution], 1))
         dynamics, particles = realize(problem, generator=generator)
         final = evaluate(problem, dynamics, x0, pair, particles=particles, keep_states=True)
+        evaluations += 2 * particles * problem.horizon
         assert final.states is not None  # kept on request
         spread = (weights[..., None, None] * knots**2).sum(1) - (weights[..., None, None] * knots).sum(1) ** 2
         info = {
