@@ -123,8 +123,8 @@ class StandUp:
 
     height_scale: float = 0.05  # m
     tilt_scale: float = 0.4  # distance of the body's z axis from the vertical; 2 is upside down
-    pose_scale: float = 1.5  # rad from the standing pose
-    speed_scale: float = 1.0  # m/s
+    pose_scale: float = 0.8  # rad from the standing pose
+    speed_scale: float = 0.6  # m/s
     spin_scale: float = 4.0  # rad/s
     effort_scale: float = 2.0  # rad between targets and joints, which is torque / kp
 
