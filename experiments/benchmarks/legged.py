@@ -83,7 +83,7 @@ def episode(world: World, case: Case, seed: int, threads: int) -> dict[str, Any]
         action = mpc(torch.as_tensor(obs), info)[0].numpy()
         assert mpc.report is not None
         plan_ms.append(mpc.report.plan_ms)
-        obs, reward, fell, truncated, info = env.step(action)
+        obs, reward, fell, _, info = env.step(action)
         rewards.append(float(reward))
         positions.append(data.qpos[:3].copy())
         upright.append(float(data.xmat[world.model.jnt_bodyid[0], 8]))
@@ -145,7 +145,17 @@ def run(config: Config, console: Console) -> None:
 def table(folder: Path) -> Table:
     """One row per case: all seeds together."""
     out = Table(title="Legged robots, recommended settings")
-    for column in ("case", "success", "fell", "m/s", "min height", "end height", "plan ms", "× real time", "load"):
+    for column in (
+        "case",
+        "success",
+        "fell",
+        "m/s",
+        "min height",
+        "end height",
+        "plan ms",
+        "× real time",
+        "load",
+    ):
         out.add_column(column, justify="left" if column == "case" else "right")
     for name in CASES:
         rows = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
