@@ -64,7 +64,7 @@ class Walk:
     velocity_scale: float = 0.1  # m/s, along the track
     drift_scale: float = 0.3  # m/s across the track
     track_scale: float = 0.3  # m beside the track
-    heading_scale: float = 0.25  # sine of the yaw
+    heading_scale: float = 0.25  # 2 sin(yaw / 2), nearly rad
     tilt_scale: float = 0.2  # sine of the tilt
     spin_scale: float = 5.0  # rad/s, all axes
     height_scale: float = 0.03  # m
@@ -88,7 +88,7 @@ class Walk:
             (v[..., :1] - self.speed, self.velocity_scale),
             (v[..., 1:2], self.drift_scale),
             (q[..., 1:2], self.track_scale),
-            (2 * quaternion[..., 3:], self.heading_scale),  # yaw, while the trunk is level
+            (2 * quaternion[..., 3:], self.heading_scale),  # while the trunk is level
             (body_z(quaternion)[..., :2], self.tilt_scale),
             (v[..., 3:6], self.spin_scale),
             (q[..., 2:3] - self.height, self.height_scale),
@@ -97,6 +97,13 @@ class Walk:
             (joints - self.home, self.pose_scale),
             (u - joints, self.effort_scale),
         )
+
+    def observe(self, y: Tensor) -> Tensor:
+        """What a policy sees: all but the way gone and the time, of which only the clock's phase."""
+        at = self.layout
+        angle = 2 * math.pi / self.period * y[..., at["time"]]
+        q, v = y[..., at["qpos"]], y[..., at["qvel"]]
+        return torch.cat([q[..., 1:], v, angle.sin(), angle.cos()], -1)
 
     def terminated(self, y_next: Tensor) -> Tensor:
         """Whether the trunk is low or tilted by more than 60°."""

