@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mbrl.envs.robots import go2_stand_up, go2_walk, pup_walk
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
 
@@ -34,6 +35,11 @@ WORLDS: dict[str, Entry] = {
         "Swimmer-v5": "Gymnasium: swim (2 actions)",
         "Walker2d-v5": "Gymnasium: walk in the plane (6 actions)",
     }.items()
+}
+WORLDS |= {
+    "go2-stand-up": Entry(go2_stand_up, "Unitree Go2: get up from lying on its side (12 actions)"),
+    "go2-walk": Entry(go2_walk, "Unitree Go2: walk at a commanded velocity (12 actions)"),
+    "pup-walk": Entry(pup_walk, "Small quadruped of our own: walk at a commanded velocity (8 actions)"),
 }
 
 
