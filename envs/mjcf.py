@@ -41,7 +41,9 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ):
         self.model, self.data = model, mujoco.MjData(model)
         self.layout, self.task, self.frame_skip, self._reset = layout, task, frame_skip, reset
-        self.action_space = gymnasium.spaces.Box(actions.low.numpy(), actions.high.numpy(), dtype=np.float32)
+        self.action_space = gymnasium.spaces.Box(
+            actions.low.float().numpy(), actions.high.float().numpy(), dtype=np.float32
+        )
         mujoco.mj_forward(model, self.data)
         size = self._observe(self._y()).shape
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, size, dtype=np.float64)

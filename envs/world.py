@@ -33,6 +33,7 @@ class World:
         action_dtype: what the environment rounds actions to.
         build: makes the bare environment.
         camera: attributes of mujoco.MjvCamera for pictures.
+        planning_model: a cheaper model of the plant that `problem` plans with; the plant itself unless given.
     """
 
     name: str
@@ -44,6 +45,7 @@ class World:
     action_dtype: torch.dtype
     build: Callable[..., gymnasium.Env[Any, Any]] = field(repr=False)
     camera: Mapping[str, Any] = field(default_factory=dict)
+    planning_model: mujoco.MjModel | None = None
 
     def observe(self, y: Tensor) -> Tensor:
         """The environment's observation (..., nobs) of y (..., ny)."""
@@ -83,8 +85,9 @@ class World:
     def problem(
         self, horizon: int, *, dynamics: Any = None, threads: int = 0, **options: Any
     ) -> Problem[Any, TaskCost, Box]:
-        """Maximise the task's reward over `horizon` steps, on the plant unless other dynamics are given."""
-        dynamics = self.dynamics(threads=threads) if dynamics is None else dynamics
+        """Maximise the task's reward over `horizon` steps, on `planning_model` unless dynamics are given."""
+        if dynamics is None:
+            dynamics = self.dynamics(threads=threads, model=self.planning_model)
         return from_task(dynamics, self.task, self.actions, horizon, **options)
 
 

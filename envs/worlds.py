@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mbrl.envs.panda import panda_push, panda_reach
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
 
@@ -34,6 +35,10 @@ WORLDS: dict[str, Entry] = {
         "Swimmer-v5": "Gymnasium: swim (2 actions)",
         "Walker2d-v5": "Gymnasium: walk in the plane (6 actions)",
     }.items()
+}
+WORLDS |= {
+    "panda-push": Entry(panda_push, "Franka Panda: push a cube to a goal (7 actions)"),
+    "panda-reach": Entry(panda_reach, "Franka Panda: reach a point (7 actions)"),
 }
 
 
