@@ -25,7 +25,7 @@ from mbrl.envs.world import World
 from mbrl.envs.worlds import make_world
 from mbrl.estimators import FullState
 from mbrl.mpc import MPC
-from mbrl.planners import ICEM
+from mbrl.planners import ICEM, MPPI
 from mbrl.planners.sampling import SamplingPlanner
 
 RESULTS = Path(__file__).parent / "results" / "robots"
@@ -50,7 +50,10 @@ class Case:
 
 CASES: dict[str, Case] = {
     "panda-reach": Case(
-        "panda-reach", ICEM(population=40, iterations=3, knot_spacing=4, spline="linear"), 12, 20
+        "panda-reach",
+        MPPI(population=60, iterations=2, knot_spacing=6, spline="linear", std=0.3, effective_share=0.05),
+        horizon=12,
+        seeds=20,
     ),
     "panda-push": Case(
         "panda-push", ICEM(population=40, iterations=3, knot_spacing=4, spline="linear"), 12, 10
