@@ -67,10 +67,11 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         y = self._y()
+        action = np.asarray(action, dtype=self.action_space.dtype)  # as World.action_dtype promises planners
         self.data.ctrl[:] = action
         mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
         mujoco.mj_rnePostConstraint(self.model, self.data)
-        y_next, u = self._y(), torch.as_tensor(np.asarray(action, dtype=np.float64))
+        y_next, u = self._y(), torch.as_tensor(action, dtype=torch.float64)
         reward = float(self.task.reward(y, u, y_next))
         return self._observe(y_next).numpy(), reward, bool(self.task.terminated(y_next)), False, {}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mbrl.envs.g1 import g1_stand
 from mbrl.envs.panda import panda_push, panda_reach
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
@@ -37,6 +38,7 @@ WORLDS: dict[str, Entry] = {
     }.items()
 }
 WORLDS |= {
+    "g1-stand": Entry(g1_stand, "Unitree G1: stand while being pushed (29 actions)"),
     "panda-push": Entry(panda_push, "Franka Panda: push a cube to a goal (7 actions)"),
     "panda-reach": Entry(panda_reach, "Franka Panda: reach a point (7 actions)"),
 }

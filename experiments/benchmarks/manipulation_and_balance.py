@@ -51,7 +51,7 @@ class Case:
 CASES: dict[str, Case] = {
     "panda-reach": Case(
         "panda-reach",
-        MPPI(population=60, iterations=2, knot_spacing=6, spline="linear", std=0.3, effective_share=0.05),
+        MPPI(population=40, iterations=2, knot_spacing=6, spline="linear", std=0.2, effective_share=0.1),
         horizon=12,
         seeds=20,
     ),
