@@ -93,6 +93,7 @@ class PandaPush:
         behind: weight of the tip's distance to the point behind the cube, 1/m.
         standoff: how far behind the centre of the cube that point is, m.
         height: of the tip over the floor while pushing, m.
+        lift: how much more an error in height counts than one in the plane: a tip on the floor sticks to it.
         upright: weight of 1 − cos of the angle between the fingers and straight down.
         effort: on commanded velocities, s²/rad².
         radius: of success, m.
@@ -102,11 +103,12 @@ class PandaPush:
     cube: float = 5.0
     near: float = 0.3
     width: float = 0.03
-    behind: float = 1.0
+    behind: float = 2.0
     standoff: float = 0.045
     height: float = 0.03
+    lift: float = 2.0
     upright: float = 0.3
-    effort: float = 0.001
+    effort: float = 0.01
     radius: float = 0.03
 
     def gap(self, y: Tensor) -> Tensor:
@@ -120,16 +122,16 @@ class PandaPush:
         gap = self.gap(y_next)
         dip = 1.0 - torch.exp(-((gap / self.width) ** 2))
         away = (cube - goal)[..., :2] / gap[..., None]
-        wanted = torch.cat(
-            [cube[..., :2] + self.standoff * away, torch.full_like(gap, self.height)[..., None]], -1
-        )
+        error = tip[..., :2] - cube[..., :2] - self.standoff * away
+        rise = self.lift * (tip[..., 2] - self.height)
+        reach = _norm(torch.cat([error, rise[..., None]], -1))
         # Once the cube is there the tip may stay where it is.
         active = torch.clamp(gap / self.radius, max=1.0)
         down = -y_next[..., self.layout["site_xmat/tip"]][..., 8]
         return (
             -self.cube * gap
             - self.near * dip
-            - self.behind * active * _norm(tip - wanted)
+            - self.behind * active * reach
             - self.upright * (1.0 - down)
             - self.effort * _square(u)
         )
@@ -173,7 +175,7 @@ def panda_reach() -> World:
 
 
 def panda_push() -> World:
-    """Push a 5 cm cube 10 to 20 cm over the floor in a random direction: 25 Hz, 200 steps.
+    """Push a 5 cm cube 10 to 20 cm over the floor in a random direction: 25 Hz, 100 steps.
 
     Only a capsule over the fingertips, the cube and the floor collide, so that planning is fast.
 
@@ -208,7 +210,7 @@ def panda_push() -> World:
         fields,
         frame_skip=_frame_skip(model),
         reset=_random_push,
-        max_steps=200,
+        max_steps=100,
         camera={"distance": 1.6, "azimuth": 140.0, "elevation": -25.0, "lookat": [0.4, 0.0, 0.2]},
     )
     return dataclasses.replace(world, planning_model=planning)

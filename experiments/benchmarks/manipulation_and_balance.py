@@ -25,7 +25,7 @@ from mbrl.envs.world import World
 from mbrl.envs.worlds import make_world
 from mbrl.estimators import FullState
 from mbrl.mpc import MPC
-from mbrl.planners import ICEM, MPPI
+from mbrl.planners import MPPI
 from mbrl.planners.sampling import SamplingPlanner
 
 RESULTS = Path(__file__).parent / "results" / "robots"
@@ -56,7 +56,16 @@ CASES: dict[str, Case] = {
         seeds=20,
     ),
     "panda-push": Case(
-        "panda-push", ICEM(population=40, iterations=3, knot_spacing=4, spline="linear"), 12, 10
+        "panda-push",
+        MPPI(population=40, iterations=1, knot_spacing=6, spline="linear", std=0.25, effective_share=0.1),
+        horizon=14,
+        seeds=10,
+    ),
+    "g1-stand": Case(
+        "g1-stand",
+        MPPI(population=32, iterations=1, knot_spacing=5, spline="linear", std=0.1, effective_share=0.1),
+        horizon=20,
+        seeds=5,
     ),
 }
 
