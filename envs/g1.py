@@ -174,7 +174,7 @@ def g1_stand(*, push: float = 0.5, spread: float = math.pi / 6) -> World:
     """Stand for 10 s under three sideways pushes: 50 Hz joint position targets around a stance.
 
     The plant is Menagerie's scene as it is. Planning uses 10 ms steps, no dry friction in the joints, and
-    only the feet touch the floor; that is about six times cheaper.
+    only the feet touch the floor; that is about five times cheaper.
 
     Args:
         push: sudden velocity change, m/s. At 0.5 a robot that merely holds its stance falls.

@@ -35,7 +35,8 @@ _CONTROL = 0.04  # s
 class PandaReach:
     """Bring the tip of the closed gripper to the goal and hold it there.
 
-    reward = −distance·|tip − goal| − near·(1 − exp(−(|tip − goal| / width)²)) − posture·|q − home|² − …
+    reward = −distance·d − near·(1 − exp(−(d/width)²)) − posture·|q − home|² − speed·|q̇|² − effort·|u|²
+    with d = |tip − goal|.
 
     Attributes:
         layout: of y.
@@ -45,8 +46,8 @@ class PandaReach:
         posture: on the distance to the home pose, 1/rad²: seven joints reach a point in many ways, and a
             sampling planner wanders among them, into the floor or its own base, unless one is better.
         speed: on joint velocities, s²/rad²: small, but it makes holding still the best end.
-        effort: on commanded velocities, s²/rad²: large enough that the noise of sampled plans costs more than
-            standing still.
+        effort: on commanded velocities, s²/rad²: large enough that the noise of sampled plans costs more
+            than standing still.
         radius: of success, m.
     """
 
@@ -187,14 +188,14 @@ def panda_push() -> World:
         if geom.name != "floor":
             geom.contype = geom.conaffinity = 0
     spec.body("hand").add_geom(
-        name="pusher", type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0.05, 0, 0, 0.10], size=[0.012, 0, 0],
-        mass=0.0, contype=1, conaffinity=1, group=3,
+        name="pusher", type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0.05, 0, 0, 0.10],
+        size=[0.012, 0, 0], mass=0.0, contype=1, conaffinity=1, group=3,
     )  # fmt: skip
     cube = spec.worldbody.add_body(name="cube", pos=[0.5, 0.0, 0.025])
     cube.add_freejoint()
     cube.add_geom(
-        name="cube", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.025, 0.025, 0.025], mass=0.2, rgba=[0.9, 0.4, 0.1, 1],
-        friction=[0.6, 0.005, 0.0001],
+        name="cube", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.025, 0.025, 0.025], mass=0.2,
+        rgba=[0.9, 0.4, 0.1, 1], friction=[0.6, 0.005, 0.0001],
     )  # fmt: skip
     _add_goal(spec, "cylinder", (0.03, 0.001, 0.0))
     _home_key(spec, (*_LOW, 0.5, 0.0, 0.025, 1.0, 0.0, 0.0, 0.0), _LOW)

@@ -108,7 +108,8 @@ def test_panda_reaches_a_goal(worlds: dict[str, World]) -> None:
     _, info = env.reset(seed=0)
     for _ in range(30):
         *_, info = env.step(mpc(torch.empty(0), info)[0].numpy())
-    assert world.task.success(problem.dynamics.output(torch.as_tensor(info["state"])))  # type: ignore[attr-defined]
+    task: Any = world.task
+    assert task.success(problem.dynamics.output(torch.as_tensor(info["state"])))
 
 
 def test_goals_differ_and_repeat_with_the_seed(worlds: dict[str, World]) -> None:
