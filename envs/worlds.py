@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mbrl.envs.g1 import g1_stand
+from mbrl.envs.panda import panda_push, panda_reach
 from mbrl.envs.robots import go2_stand_up, go2_walk, pup_walk
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
@@ -37,8 +39,11 @@ WORLDS: dict[str, Entry] = {
     }.items()
 }
 WORLDS |= {
+    "g1-stand": Entry(g1_stand, "Unitree G1: stand while being pushed (29 actions)"),
     "go2-stand-up": Entry(go2_stand_up, "Unitree Go2: get up from lying on its side (12 actions)"),
     "go2-walk": Entry(go2_walk, "Unitree Go2: walk at a commanded velocity (12 actions)"),
+    "panda-push": Entry(panda_push, "Franka Panda: push a cube to a goal (7 actions)"),
+    "panda-reach": Entry(panda_reach, "Franka Panda: reach a point (7 actions)"),
     "pup-walk": Entry(pup_walk, "Small quadruped of our own: walk at a commanded velocity (8 actions)"),
 }
 
