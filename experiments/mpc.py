@@ -67,7 +67,7 @@ class Config(Generic[P]):
         horizon: steps to plan ahead.
         steps: control steps; the run ends earlier if the episode does.
         seed: of the environment and the planner.
-        threads: of the simulation and of torch; 0 for all processors.
+        threads: of the simulation; 0 for all processors.
         budget_ms: plan until this many milliseconds are used, instead of planner.iterations times.
         replan_every: steps to follow a plan before the next one.
         video: record a video.
@@ -105,8 +105,7 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
     Ctrl-C ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
     """
     console = console or Console()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)  # the simulator has the processors; torch's threads would wait in their way
     planner = config.planner
     if config.budget_ms is not None:
         planner = dataclasses.replace(planner, budget_ms=config.budget_ms)
@@ -154,9 +153,7 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         env.close()
         report, video = folder.path / "report.html", None
         write_report(recording, config, report, interrupted=stop.is_set())
-        if (
-            config.video
-        ):  # after the report: rendering is slow, and graphics drivers may take the process down
+        if config.video:  # after the report: graphics drivers may take the process down
             video = save_video(recording, folder.path / "video.mp4", console)
         if video is not None:
             write_report(recording, config, report, video=video, interrupted=stop.is_set())

@@ -227,7 +227,6 @@ def test_an_unexpected_error_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.
     assert len(rows(tmp_path / "run")) == 3
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [

@@ -161,11 +161,11 @@ def test_no_encoder_costs_only_the_video(
 def test_video_shows_the_robot_and_the_plan(
     recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("imageio_ffmpeg")
     try:
         picture = next(video.pictures(recording, [2]))
-    except video.NoGraphics as error:
-        pytest.skip(str(error))
+    except video.NoGraphics as error:  # a machine without graphics still says what to install
+        assert "libegl1" in str(error)
+        return
     assert picture.shape == (video.HEIGHT, video.WIDTH, 3)
     assert picture.std() > 5  # not a blank frame
     monkeypatch.setattr(video, "add_path", lambda *_: None)
