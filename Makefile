@@ -13,7 +13,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 
 demo: $(VENV)/core.stamp
 	@n=1; while [ -e runs/demo-$$n ]; do n=$$((n + 1)); done; \
-	$(BIN)/mbrl mpc --env pup-walk --steps 200 --out runs/demo-$$n && \
+	$(BIN)/mbrl mpc --env pup-walk --steps 200 --horizon 20 --planner mppi --planner.population 40 \
+		--planner.knot-spacing 5 --planner.spline linear --planner.beta 0 --planner.std 0.3 \
+		--out runs/demo-$$n && \
 	echo "Report: $(CURDIR)/runs/demo-$$n/report.html"
 
 test: $(VENV)/dev.stamp

@@ -47,7 +47,7 @@ HEALTH = (
     "model_steps",
 )
 COLUMNS = (
-    *("step", "time", "reward", "return", "predicted_reward", "reward_error", "state_error"),
+    *("step", "time", "reward", "return", "predicted_reward", "reward_error", "state_error", "output_error"),
     *("plan_ms", "realtime_factor", "plan_cost"),
     *(f"planner/{name}" for name in HEALTH),
     *("fallback", "terminated", "truncated", "diverged"),
@@ -189,6 +189,7 @@ def measure(report: MPCReport, reward: float, budget_s: float) -> dict[str, Any]
         "predicted_reward": predicted,
         "reward_error": None if predicted is None else abs(predicted - reward),
         "state_error": number(report.state_error),
+        "output_error": number(report.output_error),
         "plan_ms": report.plan_ms if planned else None,
         "realtime_factor": 1e3 * budget_s / report.plan_ms if planned else None,
         "plan_cost": number(plan.cost) if planned else None,

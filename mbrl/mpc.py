@@ -24,8 +24,10 @@ class MPCReport:
 
     Attributes:
         plan_ms: time spent in the planner; 0 where an old plan was followed.
-        state_error: (M,) max |predicted − realised| of the state that was just reached, or None at first;
-            NaN in the first step of a later episode.
+        state_error: (M,) max |predicted − realised| of the state x that was just reached, or None at first;
+            NaN in the first step of a later episode. Exactly 0 where the model is the plant; else it is
+            ruled by solver internals, such as MuJoCo's warm start, that a state may hold.
+        output_error: (M,) the same of the output y, what the task reads.
         predicted_cost: (M,) stage cost that the plan expects of the action returned, or None.
         fallback: (M,) bool, true where the new plan was unusable and the old one was followed.
         plan: the plan that is being followed.
@@ -34,6 +36,7 @@ class MPCReport:
 
     plan_ms: float
     state_error: Tensor | None
+    output_error: Tensor | None
     predicted_cost: Tensor | None
     fallback: Tensor
     plan: Plan
@@ -93,11 +96,15 @@ class MPC:
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
         x = self.estimator(obs, info, self._last_action)
-        error = None
+        output = self.problem.dynamics.output
+        state_error = output_error = None
         if self._plan is not None and self._plan.states is not None:
-            error = (self._plan.states[:, self._used] - x).abs().amax(-1)
+            expected = self._plan.states[:, self._used]
+            state_error = (expected - x).abs().amax(-1)
+            output_error = (output(expected) - output(x)).abs().amax(-1)
             if self._restart is not None:  # another episode was not predicted
-                error = torch.where(self._restart, torch.nan, error)
+                state_error = torch.where(self._restart, torch.nan, state_error)
+                output_error = torch.where(self._restart, torch.nan, output_error)
         plan_ms, fallback = 0.0, torch.zeros(len(x), dtype=torch.bool)
         if self._plan is None or self._used >= self.replan_every or self._restart is not None:
             tic = time.perf_counter()
@@ -107,7 +114,6 @@ class MPC:
         plan, k = self._plan, self._used
         predicted = None
         if plan.states is not None:
-            output = self.problem.dynamics.output
             p = self.problem.params
             p_k = None if p is None else (p[k] if p.ndim == 2 else p[:, k])
             predicted = self.problem.cost.stage(
@@ -116,7 +122,7 @@ class MPC:
         action = plan.actions[:, k]
         self._used += 1
         self._last_action = action
-        self.report = MPCReport(plan_ms, error, predicted, fallback, plan, x)
+        self.report = MPCReport(plan_ms, state_error, output_error, predicted, fallback, plan, x)
         return action
 
     def _replan(self, x: Tensor) -> Tensor:
