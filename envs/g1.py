@@ -163,7 +163,7 @@ class Pushes(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._schedule[step] = self.speed * np.array([math.cos(angle), math.sin(angle)])
         return obs, info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self._step in self._schedule:
             self.unwrapped.data.qvel[:2] += self._schedule[self._step]  # type: ignore[attr-defined]
         self._step += 1

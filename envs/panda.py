@@ -248,7 +248,7 @@ def _add_goal(spec: mujoco.MjSpec, shape: str, size: tuple[float, float, float])
 
 
 def _frame_skip(model: mujoco.MjModel) -> int:
-    return round(_CONTROL / model.opt.timestep)
+    return round(_CONTROL / float(model.opt.timestep))
 
 
 def _random_reach(model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:

@@ -163,7 +163,7 @@ def _row(r: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=sorted(CASES), action="append", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: all of the case")
     parser.add_argument("--threads", type=int, default=0)
