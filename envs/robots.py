@@ -36,7 +36,7 @@ def _jitter(model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator
 
 
 def _steps(model: mujoco.MjModel) -> int:
-    return round(CONTROL_STEP / model.opt.timestep)
+    return round(CONTROL_STEP / float(model.opt.timestep))
 
 
 def _walk(name: str, model: mujoco.MjModel, speed: float, weights: Mapping[str, Any], **camera: Any) -> World:

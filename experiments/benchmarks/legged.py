@@ -181,7 +181,7 @@ def table(folder: Path) -> Table:
 
 def main(config: Config) -> None:
     torch.set_num_threads(1)  # the simulator has the processors
-    console = Console()
+    console = Console(width=120)
     if config.run:
         run(config, console)
     console.print(table(config.folder))

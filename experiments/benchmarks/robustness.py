@@ -5,11 +5,12 @@ falls less often than planning with the nominal model.
 
     python -m mbrl.experiments.benchmarks.robustness
 
-The small quadruped trots fast on a slippery floor and follows each plan for 0.1 s, so that the model
-matters: replanning from the true state at every step would hide its errors. All planners meet the same
-plants and starts. "nominal" has as many candidates as "sampled", "nominal, same work" as many
-simulated steps; "no mismatch" is the nominal planner on unchanged plants, the best that better models
-could do. One JSON file per planner; a file that is there is not run again.
+The small quadruped trots fast on a slippery floor, with few candidates, and follows each plan for 0.1 s.
+With ordinary friction and a plan at every step the same mismatch felled none of 20: feedback hides the
+errors of a model. The setting was chosen by the falls of "no mismatch" and "nominal" alone, before
+"sampled" was run. All planners meet the same plants and starts. "nominal" has as many candidates as
+"sampled", "nominal, same work" as many simulated steps; "no mismatch" is the nominal planner on
+unchanged plants. One JSON file per planner; a file that is there is not run again.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ SCALES = {"body_mass": (0.8, 1.2), "geom_friction": (0.8, 1.2)}
 class Config:
     seeds: int = 20
     """Plants, each with its own mass, friction and start."""
-    steps: int = 150
-    speed: float = 1.0
-    """m/s, more than twice the usual command."""
-    friction: float = 0.4
+    steps: int = 100
+    speed: float = 0.7
+    """m/s, faster than the usual command."""
+    friction: float = 0.5
     replan_every: int = 5
     candidates: int = 16
     models: int = 8
     horizon: int = 20
     threads: int = 2
-    arms: tuple[str, ...] = ("no mismatch", "nominal", "nominal, same work", "sampled")
+    arms: tuple[str, ...] = ("no mismatch", "nominal", "sampled", "nominal, same work")
     folder: Path = RESULTS / "robustness"
 
 
