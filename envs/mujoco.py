@@ -20,12 +20,8 @@ from mbrl.envs.layout import Layout
 from mbrl.errors import ContractError, UnknownName
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-_BAD = [
-    int(mujoco.mjtWarning.mjWARN_BADQPOS),
-    int(mujoco.mjtWarning.mjWARN_BADQVEL),
-    int(mujoco.mjtWarning.mjWARN_BADQACC),
-    int(mujoco.mjtWarning.mjWARN_BADCTRL),
-]
+# The four warnings that say that a simulation left the finite numbers.
+_BAD = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
 
 # mj_step does not fill these; Gymnasium's environments run mj_rnePostConstraint after it.
 _POST = frozenset({"cfrc_ext", "cfrc_int", "cacc"})
@@ -36,7 +32,7 @@ def diverged(data: mujoco.MjData) -> bool:
 
     MuJoCo then resets it to the default pose without a word; only the warning counters tell.
     """
-    return any(data.warning[i].number for i in _BAD)
+    return any(warning.number for warning in data.warning[_BAD])
 
 
 def read_state(model: mujoco.MjModel, data: mujoco.MjData, layout: Layout) -> np.ndarray:
@@ -86,7 +82,8 @@ class MujocoDynamics:
         self.model, self.layout, self.frame_skip = model, layout, frame_skip
         self.threads, self.action_dtype = threads, action_dtype
         self._row = mujoco.mj_stateSize(model, _STATE)
-        self._post = not layout.sources.isdisjoint(_POST)
+        self._sources = layout.sources
+        self._post = not self._sources.isdisjoint(_POST)
         self._scratch = mujoco.MjData(model)
         self._batch: mujoco.batch.Batch | None = None
         self.models: Sequence[mujoco.MjModel] | None = None
@@ -126,22 +123,26 @@ class MujocoDynamics:
         control.copy_(u.to(self.action_dtype).expand(*shape, -1).reshape(n, -1))
 
         # A sum is finite only if its terms are.
-        live = torch.isfinite(state.sum(-1) + control.sum(-1)).numpy()
-        ids = np.flatnonzero(live).astype(np.int32)
-        x_next = torch.full((n, self.nx), torch.nan, dtype=torch.float64)
+        live = torch.isfinite(state.sum(-1) + control.sum(-1))
+        every = bool(live.all())
+        ids = np.arange(n, dtype=np.int32) if every else np.flatnonzero(live.numpy()).astype(np.int32)
+        x_next = torch.empty(n, self.nx, dtype=torch.float64)
         if len(ids):
-            batch.warning[:n, _BAD, 1] = 0
+            warnings = batch.warning[:n, _BAD, 1]
+            warnings[:] = 0
             batch.step(ids=None if len(ids) == batch.nsim else ids, nstep=self.frame_skip)
             self._collect(batch, ids, x_next.numpy())
-            lost = live & (batch.warning[:n, _BAD, 1] > 0).any(-1)
-            x_next[torch.from_numpy(~live | lost)] = torch.nan
+            if warnings.any():
+                x_next[torch.from_numpy(warnings.any(-1))] = torch.nan
+        if not every:
+            x_next[~live] = torch.nan
         return x_next.view(*shape, self.nx)
 
     def _collect(self, batch: mujoco.batch.Batch, ids: np.ndarray, x_next: np.ndarray) -> None:
         """Copy the states and outputs of the batch into x_next (n, nx)."""
-        fields = {name: batch.bind(name) for name in self.layout.sources}
+        fields = {name: batch.bind(name) for name in self._sources}
         if self._post:
-            stacks = {name: np.zeros_like(fields[name]) for name in self.layout.sources & _POST}
+            stacks = {name: np.zeros_like(fields[name]) for name in self._sources & _POST}
             for i in ids:
                 batch.get_data(i, self._scratch)
                 mujoco.mj_rnePostConstraint(self._model_of(i), self._scratch)
@@ -158,7 +159,7 @@ class MujocoDynamics:
         """A batch of at least n simulations; one of the largest size serves all smaller calls."""
         if self._batch is None or self._batch.nsim < n:
             self._batch = mujoco.batch.Batch(self.model, n, self.threads, persistent=self._post)
-            for name in (*self.layout.sources, "ctrl"):
+            for name in (*self._sources, "ctrl"):
                 self._batch.bind(name)
         return self._batch
 

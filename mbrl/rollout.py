@@ -99,15 +99,19 @@ def evaluate(
                     f"terminated of {_name(problem)} must return shape {tuple(total.shape)}, "
                     f"but it returned {tuple(end.shape)}."
                 )
-            end = end.to(total.dtype)
-            # A NaN probability would end the row at no further cost.
-            diverged |= alive & torch.isnan(end)
-            if problem.termination_cost:
-                total = total + torch.where(alive, weight * survival * end * problem.termination_cost, 0.0)
-            survival = torch.where(alive, survival * (1.0 - end), 0.0)
-            if not (keep_states or x_next.requires_grad):
-                # Rows that ended are retired: simulators skip rows that are not finite.
-                x_next = torch.where((survival > 0)[..., None], x_next, torch.nan)
+            # Asking whether anything ended costs less than the rest; on a GPU it would wait for the device.
+            if end.is_cuda or bool(end.any()):
+                end = end.to(total.dtype)
+                # A NaN probability would end the row at no further cost.
+                diverged |= alive & torch.isnan(end)
+                if problem.termination_cost:
+                    total = total + torch.where(
+                        alive, weight * survival * end * problem.termination_cost, 0.0
+                    )
+                survival = torch.where(alive, survival * (1.0 - end), 0.0)
+                if not (keep_states or x_next.requires_grad):
+                    # Rows that ended are retired: simulators skip rows that are not finite.
+                    x_next = torch.where((survival > 0)[..., None], x_next, torch.nan)
         weight *= problem.discount
         x, y = x_next, y_next
         if states is not None:

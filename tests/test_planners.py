@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +14,27 @@ import torch
 from torch import Generator, Tensor
 
 import mbrl.planners
-from mbrl import Box, ContractError, Discrete, Plan, Problem, UnsupportedProblem, check_planner, evaluate
-from mbrl.planners import CEM, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner, SamplingState
+from mbrl import (
+    Box,
+    ContractError,
+    Discrete,
+    Evaluation,
+    Plan,
+    Problem,
+    UnsupportedProblem,
+    check_planner,
+    evaluate,
+)
+from mbrl.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    PredictiveSampling,
+    RandomShooting,
+    SamplingPlanner,
+    SamplingState,
+    sampling,
+)
 from tests.problems import (
     PLANNERS,
     DoubleIntegrator,
@@ -128,22 +147,23 @@ def test_a_rough_guess_stays_inside(planner: SamplingPlanner[Any]) -> None:
 
 
 @every
-def test_budget_is_kept(planner: SamplingPlanner[Any]) -> None:
+def test_budget_is_kept(planner: SamplingPlanner[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of our own, by which scoring takes 10 ms: no test may depend on who else uses the processor."""
+    clock = [0.0]
+
+    def slow(*given: Any, **options: Any) -> Evaluation:
+        clock[0] += 0.010
+        return evaluate(*given, **options)
+
+    monkeypatch.setattr(sampling, "evaluate", slow)
+    monkeypatch.setattr(sampling, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     problem = lq_problem(horizon=10)
     x0 = torch.zeros(1, 2, dtype=torch.float64)
-    timed = replace(planner, budget_ms=60.0)
-    state = timed.init(problem, x0, generator=seeded())
-    timed.plan(problem, x0, state, generator=seeded())  # warm up
-    times, rounds = [], []
-    for _ in range(5):
-        tic = time.perf_counter()
+    for budget, iterations in ((5.0, 1), (25.0, 2), (65.0, 6)):
+        timed = replace(planner, budget_ms=budget)
+        state = timed.init(problem, x0, generator=seeded())
         plan, _ = timed.plan(problem, x0, state, generator=seeded())
-        times.append(1e3 * (time.perf_counter() - tic))
-        rounds.append(int(plan.info["iterations"]))
-    # The best of several, since other processes may hold the processor.
-    assert min(times) < 80.0, times
-    assert max(rounds) > 1
-    assert max(times) > 30.0
+        assert plan.info["iterations"] == iterations
 
 
 @every

@@ -8,7 +8,6 @@ Each section stands between <!-- name --> and <!-- /name -->.
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -160,11 +159,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
 def main(path: Path = README) -> None:
     text = path.read_text()
     for name, section in SECTIONS.items():
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
-        body = section()
-        text, found = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
-        if not found:
-            raise SystemExit(f"README.md has no section <!-- {name} -->.")
+        opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if opening not in text or closing not in text:
+            raise SystemExit(f"README.md has no section {opening.strip()} … {closing}.")
+        before, rest = text.split(opening, 1)
+        text = before + opening + section() + "\n" + closing + rest.split(closing, 1)[1]
     path.write_text(text)
 
 
