@@ -5,7 +5,7 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 """
 
 from mbrl.checks import check_dynamics, check_task
-from mbrl.errors import ContractError, MbrlError, MissingExtra, UnknownName, UnsupportedProblem
+from mbrl.errors import ContractError, MbrlError, MissingExtra, PlanWarning, UnknownName, UnsupportedProblem
 from mbrl.estimators import FullState, Observed
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
@@ -32,6 +32,7 @@ __all__ = [
     "MissingExtra",
     "Observed",
     "Plan",
+    "PlanWarning",
     "Planner",
     "Policy",
     "Problem",

@@ -18,6 +18,10 @@ class ContractError(MbrlError, ValueError):
     """A model, task, planner or policy broke its contract (shape, dtype, range, NaN)."""
 
 
+class PlanWarning(RuntimeWarning):
+    """A planner returned a plan that cannot be followed; an older one was followed instead."""
+
+
 class UnknownName(MbrlError, KeyError):
     """A name that is not in the list of valid names; the message suggests near ones."""
 

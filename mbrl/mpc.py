@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from mbrl.errors import ContractError
+from mbrl.errors import ContractError, PlanWarning
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Estimator, Planner
 
@@ -46,8 +47,13 @@ class MPCReport:
 class MPC:
     """Plans from the estimated state, executes the first actions, shifts, plans again. A `Policy`.
 
+    A plan that is not finite, leaves the bounds, has no finite cost or is too short is not followed: the
+    old plan goes on, moved in time, or the middle of the bounds where there is none. This is counted in
+    `fallbacks`, and warned about once. Rows whose state is not finite fare the same.
+
     Args:
-        problem: what to solve.
+        problem: what to solve. Its `params` stay as they are given: a moving reference is moved by
+            setting `mpc.problem` to a copy with new params.
         planner: how; its `check` runs now, so a mismatch fails here and not at step 400.
         estimator: from observation and info to the state.
         generator: all randomness of the planner.
@@ -56,7 +62,7 @@ class MPC:
 
     Raises:
         UnsupportedProblem: the problem lacks an ability that the planner needs.
-        ContractError: the planner returned actions of a wrong shape.
+        ContractError: the planner returned actions of a wrong shape, or no row's state is finite.
     """
 
     def __init__(
@@ -93,6 +99,8 @@ class MPC:
             self._clear()
         else:
             self._restart = mask if self._restart is None else self._restart | mask
+            if self._last_action is not None:
+                self._last_action = torch.where(mask[:, None], 0.0, self._last_action)
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
         x = self.estimator(obs, info, self._last_action)
@@ -128,6 +136,9 @@ class MPC:
     def _replan(self, x: Tensor) -> Tensor:
         """Plan from x and keep the result; return where it was unusable and the old plan goes on (M,)."""
         problem, old, used = self.problem, self._plan, self._used
+        known = torch.isfinite(x).all(-1)
+        if known.any() and not known.all():  # one lost row must not stop the others
+            x = torch.where(known[:, None], x, x[known][0])
         if self._state is None:
             self._state = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
         elif old is not None:
@@ -144,15 +155,33 @@ class MPC:
                 f"{type(self.planner).__name__}.plan must return actions (M, H, nu) = {wanted}, "
                 f"but returned {shape}."
             )
-        usable = (
-            torch.isfinite(plan.actions).all((-1, -2)) & ~torch.isnan(plan.cost) & (plan.cost < torch.inf)
-        )
+        finite = torch.isfinite(plan.actions).all((-1, -2))
+        inside = torch.ones_like(finite)
         if isinstance(problem.actions, Box):
-            usable = usable & problem.actions.contains(plan.actions).all(-1)
-        broken = ~torch.isfinite(plan.actions).all((-1, -2))
+            inside = problem.actions.contains(plan.actions).all(-1)
+        priced = ~torch.isnan(plan.cost) & (plan.cost < torch.inf)
+        long = torch.ones_like(finite) if plan.length is None else plan.length >= self.replan_every
+        usable = known & finite & inside & priced & long
+        broken = ~(known & finite)
         if broken.any():  # or the planner could start from NaN for ever
             fresh = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
             self._state = where(broken, fresh, self._state)
+        if not usable.all() and not self.fallbacks:
+            reasons = {
+                "the state is not finite": known,
+                "its actions are not finite": finite | ~known,
+                "its actions leave the bounds": inside | ~finite,
+                "its cost is not finite: every candidate diverged, or the task returns NaN": priced,
+                f"it has fewer than {self.replan_every} valid steps": long,
+            }
+            reason = next(text for text, fine in reasons.items() if not fine.all())
+            warnings.warn(
+                f"A plan of {type(self.planner).__name__} for row {int((~usable).nonzero()[0, 0])} is not followed: "
+                f"{reason}. An older plan, or the middle of the bounds, is followed instead. This is said once; "
+                "`fallbacks` counts.",
+                PlanWarning,
+                stacklevel=3,
+            )
         if not usable.all():
             rest = self._default(plan.actions)
             if old is not None:

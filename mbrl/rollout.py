@@ -86,18 +86,18 @@ def evaluate(
         # A sum is finite only if its terms are: one pass instead of isfinite().all(-1).
         diverged |= alive & ~torch.isfinite(y_next.sum(-1))
         stage = problem.cost.stage(y, u_k, y_next, k, _params(problem, k))
-        if stage.shape != total.shape:
+        if getattr(stage, "shape", None) != total.shape:
             raise ContractError(
                 f"The stage cost of {_name(problem)} must have the shape of its inputs without the last axis, "
-                f"{tuple(total.shape)}, but it returned {tuple(stage.shape)}."
+                f"{tuple(total.shape)}, but it returned {_shape(stage)}."
             )
         total = total + torch.where(alive, weight * survival * stage, 0.0)
         if problem.terminated is not None:
             end = problem.terminated(y_next)
-            if end.shape != total.shape:
+            if getattr(end, "shape", None) != total.shape:
                 raise ContractError(
                     f"terminated of {_name(problem)} must return shape {tuple(total.shape)}, "
-                    f"but it returned {tuple(end.shape)}."
+                    f"but it returned {_shape(end)}."
                 )
             # Asking whether anything ended costs less than the rest; on a GPU it would wait for the device.
             if end.is_cuda or bool(end.any()):
@@ -121,10 +121,10 @@ def evaluate(
     if problem.terminal_value is not None:
         ends.append(problem.terminal_value(x))
     for end in ends:
-        if end.shape != total.shape:
+        if getattr(end, "shape", None) != total.shape:
             raise ContractError(
                 f"The terminal cost of {_name(problem)}, and a terminal_value, must have the shape of their "
-                f"inputs without the last axis, {tuple(total.shape)}, but one returned {tuple(end.shape)}."
+                f"inputs without the last axis, {tuple(total.shape)}, but one returned {_shape(end)}."
             )
     terminal = torch.stack(ends).sum(0)
     total = total + torch.where(survival > 0, weight * survival * terminal, 0.0)
@@ -151,3 +151,8 @@ def _params(problem: Problem[Any, Any, Any], k: int) -> Tensor | None:
 
 def _name(problem: Problem[Any, Any, Any]) -> str:
     return type(getattr(problem.cost, "task", problem.cost)).__name__
+
+
+def _shape(value: object) -> str:
+    """The shape of a tensor, or the type of what is none."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
-from mbrl.planners.sampling import SamplingPlanner, SamplingState, elites
+from mbrl.planners.noise import white_noise
+from mbrl.planners.sampling import SamplingPlanner, SamplingState, check_range, select_elites
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class CEM(SamplingPlanner[CEMState]):
 
     def __post_init__(self) -> None:
         SamplingPlanner.__post_init__(self)
+        check_range(self, 1e-6, 1e3, "std")
+        check_range(self, 0.0, 1.0, "alpha", "min_std")
         if not 2 <= self.elites <= self.population:
             raise ContractError(
                 f"CEM needs 2 ≤ elites ≤ population, but got {self.elites} and {self.population}."
@@ -54,19 +57,11 @@ class CEM(SamplingPlanner[CEMState]):
 
     def propose(self, state: CEMState, i: int, last: bool, *, generator: Generator) -> Tensor:
         M, K, nu = state.solution.shape
-        noise = torch.randn(
-            M,
-            self.population,
-            K,
-            nu,
-            generator=generator,
-            dtype=state.solution.dtype,
-            device=state.solution.device,
-        )
+        noise = white_noise((M, self.population, K, nu), state.solution, generator=generator)
         return state.solution[:, None] + state.std[:, None] * noise
 
     def update(self, state: CEMState, knots: Tensor, cost: Tensor) -> tuple[CEMState, Tensor]:
-        chosen, weights, found = elites(knots, cost, self.elites)
+        chosen, weights, found = select_elites(knots, cost, self.elites)
         mean = self.alpha * state.solution + (1 - self.alpha) * chosen.mean(1)
         std = self.alpha * state.std + (1 - self.alpha) * chosen.std(1, correction=0)
         keep = ~found[:, None, None]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from mbrl.planners.sampling import SamplingPlanner, SamplingState
+from mbrl.planners.noise import white_noise
+from mbrl.planners.sampling import SamplingPlanner, SamplingState, check_range
 from mbrl.planners.spline import Order
 
 
@@ -90,6 +91,10 @@ class CMAES(SamplingPlanner[CMAESState]):
     std: float = 0.4
     full_below: int = 100
 
+    def __post_init__(self) -> None:
+        SamplingPlanner.__post_init__(self)
+        check_range(self, 1e-6, 1e3, "std")
+
     def start(self, solution: Tensor, phase: Tensor) -> CMAESState:
         M, K, nu = solution.shape
         n = K * nu
@@ -100,14 +105,7 @@ class CMAES(SamplingPlanner[CMAESState]):
 
     def propose(self, state: CMAESState, i: int, last: bool, *, generator: Generator) -> Tensor:
         M, K, nu = state.solution.shape
-        noise = torch.randn(
-            M,
-            self.population,
-            K * nu,
-            generator=generator,
-            dtype=state.solution.dtype,
-            device=state.solution.device,
-        )
+        noise = white_noise((M, self.population, K * nu), state.solution, generator=generator)
         if state.C.ndim == 3:
             values, vectors = torch.linalg.eigh(state.C)
             root = vectors * values.clamp(min=1e-20).sqrt()[:, None, :]  # B D

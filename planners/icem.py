@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
 from mbrl.planners.noise import colored_noise
-from mbrl.planners.sampling import SamplingPlanner, SamplingState, elites
+from mbrl.planners.sampling import SamplingPlanner, SamplingState, check_range, select_elites
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,12 @@ class ICEM(SamplingPlanner[ICEMState]):
 
     def __post_init__(self) -> None:
         SamplingPlanner.__post_init__(self)
+        check_range(self, 1e-6, 1e3, "std")
+        check_range(self, 0.0, 1.0, "alpha", "keep")
+        check_range(self, 1.0, 1e3, "decay")
         if not 2 <= self.elites <= self.population // 2:
             raise ContractError(
                 f"ICEM needs 2 ≤ elites ≤ population / 2, but got {self.elites} and {self.population}."
-            )
-        if self.decay < 1 or not 0 <= self.keep <= 1:
-            raise ContractError(
-                f"ICEM needs decay ≥ 1 and keep in [0, 1], but got {self.decay} and {self.keep}."
             )
 
     def start(self, solution: Tensor, phase: Tensor) -> ICEMState:
@@ -101,7 +100,7 @@ class ICEM(SamplingPlanner[ICEMState]):
         return z
 
     def update(self, state: ICEMState, knots: Tensor, cost: Tensor) -> tuple[ICEMState, Tensor]:
-        chosen, weights, found = elites(knots, cost, self.elites)
+        chosen, weights, found = select_elites(knots, cost, self.elites)
         mean = self.alpha * state.mean + (1 - self.alpha) * chosen.mean(1)
         std = self.alpha * state.std + (1 - self.alpha) * chosen.std(1, correction=0)
         keep = ~found[:, None, None]

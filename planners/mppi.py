@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
 from mbrl.planners.noise import colored_noise
-from mbrl.planners.sampling import SamplingPlanner, SamplingState
+from mbrl.planners.sampling import SamplingPlanner, SamplingState, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class MPPI(SamplingPlanner[SamplingState]):
 
     def __post_init__(self) -> None:
         SamplingPlanner.__post_init__(self)
+        check_range(self, 1e-6, 1e3, "std")
+        check_range(self, 0.0, 1.0, "action_cost")
         if self.temperature is not None and not self.temperature > 0:
             raise ContractError(f"MPPI needs a temperature above 0, or None, but got {self.temperature}.")
         if not 0 < self.effective_share < 1:

@@ -1,4 +1,4 @@
-"""Coloured noise: Gaussian sequences whose power falls with frequency as f^-β."""
+"""Gaussian noise, white and coloured: sequences whose power falls with frequency as f^-β."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 
 import torch
 from torch import Generator, Tensor
+
+
+def white_noise(shape: tuple[int, ...], like: Tensor, *, generator: Generator) -> Tensor:
+    """Independent standard Gaussian numbers of `shape`, of the dtype and on the device of `like`."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def colored_noise(shape: tuple[int, ...], beta: float, like: Tensor, *, generator: Generator) -> Tensor:
@@ -25,7 +30,7 @@ def colored_noise(shape: tuple[int, ...], beta: float, like: Tensor, *, generato
     """
     T = shape[-2]
     if beta <= 0 or T == 1:
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return white_noise(shape, like, generator=generator)
     f = torch.fft.rfftfreq(T, dtype=like.dtype, device=like.device)
     f[0] = 1.0 / T
     scale = f ** (-beta / 2)
@@ -34,8 +39,8 @@ def colored_noise(shape: tuple[int, ...], beta: float, like: Tensor, *, generato
     sigma = 2 * torch.sqrt((w**2).sum()) / T
 
     spectrum = (*shape[:-2], shape[-1], len(f))
-    real = torch.randn(spectrum, generator=generator, dtype=like.dtype, device=like.device) * scale
-    imag = torch.randn(spectrum, generator=generator, dtype=like.dtype, device=like.device) * scale
+    real = white_noise(spectrum, like, generator=generator) * scale
+    imag = white_noise(spectrum, like, generator=generator) * scale
     imag[..., 0] = 0.0
     real[..., 0] *= math.sqrt(2)
     if T % 2 == 0:  # the Nyquist component is real

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Generator, Tensor
 
-from mbrl.planners.sampling import SamplingPlanner, SamplingState, best
+from mbrl.planners.noise import white_noise
+from mbrl.planners.sampling import SamplingPlanner, SamplingState, best, check_range
 from mbrl.planners.spline import Order
 
 
@@ -34,20 +34,17 @@ class PredictiveSampling(SamplingPlanner[SamplingState]):
     wide_share: float = 0.2
     wide_std: float = 0.8
 
+    def __post_init__(self) -> None:
+        SamplingPlanner.__post_init__(self)
+        check_range(self, 1e-6, 1e3, "std", "wide_std")
+        check_range(self, 0.0, 1.0, "wide_share")
+
     def start(self, solution: Tensor, phase: Tensor) -> SamplingState:
         return SamplingState(solution, phase)
 
     def propose(self, state: SamplingState, i: int, last: bool, *, generator: Generator) -> Tensor:
         M, K, nu = state.solution.shape
-        noise = torch.randn(
-            M,
-            self.population,
-            K,
-            nu,
-            generator=generator,
-            dtype=state.solution.dtype,
-            device=state.solution.device,
-        )
+        noise = white_noise((M, self.population, K, nu), state.solution, generator=generator)
         wide = int(self.wide_share * self.population)
         noise[:, : self.population - wide] *= self.std
         noise[:, self.population - wide :] *= self.wide_std

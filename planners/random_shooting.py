@@ -11,46 +11,32 @@ from torch import Generator, Tensor
 from mbrl.planners.sampling import SamplingPlanner, SamplingState, best
 
 
-@dataclass(frozen=True)
-class RandomShootingState(SamplingState):
-    """`lowest` (M,) is the cost of `solution`, so that several iterations keep the best of all."""
-
-    lowest: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
-class RandomShooting(SamplingPlanner[RandomShootingState]):
+class RandomShooting(SamplingPlanner[SamplingState]):
     """The best of N independent plans, uniform within the bounds; nothing is carried over.
+
+    With several iterations the best plan so far stands again as candidate 0, on the new draw of the
+    model. The winner of the last control step is only what plans are compared with and fall back on.
 
     Reference: Rao 2009, "A survey of numerical methods for optimal control"; as a baseline,
         Nagabandi et al. 2018, section IV-B.
     """
 
-    def start(self, solution: Tensor, phase: Tensor) -> RandomShootingState:
-        return RandomShootingState(solution, phase, solution.new_full((len(solution),), torch.inf))
+    def start(self, solution: Tensor, phase: Tensor) -> SamplingState:
+        return SamplingState(solution, phase)
 
-    def propose(self, state: RandomShootingState, i: int, last: bool, *, generator: Generator) -> Tensor:
-        M, K, nu = state.solution.shape
-        draw = torch.rand(
-            M,
-            self.population,
-            K,
-            nu,
-            generator=generator,
-            dtype=state.solution.dtype,
-            device=state.solution.device,
-        )
-        return 2 * draw - 1
+    def propose(self, state: SamplingState, i: int, last: bool, *, generator: Generator) -> Tensor:
+        like = state.solution
+        M, K, nu = like.shape
+        shape = (M, self.population, K, nu)
+        knots = 2 * torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device) - 1
+        if i > 0:
+            knots[:, 0] = like
+        return knots
 
-    def update(
-        self, state: RandomShootingState, knots: Tensor, cost: Tensor
-    ) -> tuple[RandomShootingState, Tensor]:
-        winner, weights = best(state, knots, cost)
-        lowest = cost.min(-1).values
-        better = lowest < state.lowest
-        solution = torch.where(better[:, None, None], winner, state.solution)
-        return replace(state, solution=solution, lowest=torch.minimum(lowest, state.lowest)), weights
+    def update(self, state: SamplingState, knots: Tensor, cost: Tensor) -> tuple[SamplingState, Tensor]:
+        solution, weights = best(state, knots, cost)
+        return replace(state, solution=solution), weights
 
-    def advance(self, state: RandomShootingState, move: Callable[[Tensor], Tensor]) -> RandomShootingState:
-        # The old winner stays as the nominal plan, to fall back on and to compare with.
-        return replace(state, solution=move(state.solution), lowest=torch.full_like(state.lowest, torch.inf))
+    def advance(self, state: SamplingState, move: Callable[[Tensor], Tensor]) -> SamplingState:
+        return replace(state, solution=move(state.solution))

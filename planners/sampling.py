@@ -6,19 +6,20 @@ standard deviations are shares of half the range and no algorithm sees units.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import torch
 from torch import Generator, Tensor
 
-from mbrl.errors import ContractError, UnsupportedProblem, require
+from mbrl.errors import ContractError, UnknownName, UnsupportedProblem, require
 from mbrl.planners import spline
 from mbrl.problem import Box, Plan, Problem
-from mbrl.rollout import evaluate, realize
+from mbrl.rollout import Evaluation, evaluate, realize
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class SamplingPlanner(ABC, Generic[S]):
                 f"{type(self).__name__} needs population ≥ 2, iterations ≥ 1 and knot_spacing ≥ 1, but got "
                 f"{self.population}, {self.iterations} and {self.knot_spacing}."
             )
+        if self.spline not in get_args(spline.Order):
+            raise UnknownName("spline", self.spline, get_args(spline.Order))
+        if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
+            raise ContractError(
+                f"{type(self).__name__} needs a finite budget_ms above 0, or None, but got {self.budget_ms}."
+            )
 
     @abstractmethod
     def start(self, solution: Tensor, phase: Tensor) -> S:
@@ -104,10 +111,19 @@ class SamplingPlanner(ABC, Generic[S]):
     def init(
         self, problem: Problem[Any, Any, Box], x0: Tensor, *, generator: Generator, guess: Plan | None = None
     ) -> S:
+        if x0.ndim != 2 or x0.shape[1] != problem.dynamics.nx:
+            raise ContractError(
+                f"{type(self).__name__} needs x0 (M, nx) = (M, {problem.dynamics.nx}), but got {tuple(x0.shape)}."
+            )
         M = x0.shape[0]
         phase = torch.zeros(M, dtype=torch.long, device=x0.device)
         if guess is not None:
-            box = problem.actions
+            box, wanted = problem.actions, (M, problem.horizon, problem.actions.nu)
+            if tuple(guess.actions.shape) != wanted:
+                raise ContractError(
+                    f"{type(self).__name__} needs a guess with actions (M, H, nu) = {wanted}, "
+                    f"but got {tuple(guess.actions.shape)}."
+                )
             z = (guess.actions.to(x0) - box.center.to(x0)) / box.half_range.to(x0).clamp(min=1e-12)
             return self.start(spline.fit(z.clamp(-1, 1), self.knot_spacing, self.spline), phase)
         K = spline.knot_count(problem.horizon, self.knot_spacing, self.spline)
@@ -131,13 +147,23 @@ class SamplingPlanner(ABC, Generic[S]):
         center, half = (low + high) / 2, (high - low) / 2
         nominal = state.solution
         started = time.perf_counter()
-        deadline = None if self.budget_ms is None else started + 1e-3 * self.budget_ms
 
         def actions(knots: Tensor) -> Tensor:
             z = spline.interpolate(knots, state.phase, problem.horizon, self.knot_spacing, self.spline)
             # min and max, since center + half · 1 can round past the bound.
             return torch.minimum(torch.maximum(center + half * z.clamp(-1, 1), low), high)
 
+        def score_twice(solution: Tensor) -> tuple[Tensor, Evaluation]:
+            """The actions of the nominal plan and the solution, (M, 2, H, nu), and their scores on a fresh draw."""
+            pair = actions(torch.stack([nominal, solution], 1))
+            dynamics, particles = realize(problem, generator=generator)
+            return pair, evaluate(problem, dynamics, x0, pair, particles=particles, keep_states=True)
+
+        deadline = None
+        if self.budget_ms is not None:
+            tic = time.perf_counter()
+            score_twice(nominal)  # the final scoring takes as long, and must fit in as well
+            deadline = started + 1e-3 * self.budget_ms - (time.perf_counter() - tic)
         i, last, evaluations = 0, self.iterations == 1 and deadline is None, 0
         while True:
             tic = time.perf_counter()
@@ -160,14 +186,13 @@ class SamplingPlanner(ABC, Generic[S]):
                 last = now + 2 * (now - tic) > deadline
 
         # Scored once more on a fresh draw: the cost of the winner of a search is biased by luck.
-        pair = actions(torch.stack([nominal, state.solution], 1))
-        dynamics, particles = realize(problem, generator=generator)
-        final = evaluate(problem, dynamics, x0, pair, particles=particles, keep_states=True)
+        pair, final = score_twice(state.solution)
         evaluations += 2 * particles * problem.horizon
         assert final.states is not None  # kept on request
         spread = (weights[..., None, None] * knots**2).sum(1) - (weights[..., None, None] * knots).sum(1) ** 2
         info: dict[str, Tensor | float | int | str] = {
-            "effective_samples": 1.0 / (weights**2).sum(-1).clamp(min=1e-12),
+            # 0 where no candidate was usable
+            "effective_samples": weights.sum(-1) / (weights**2).sum(-1).clamp(min=1e-12),
             "elite_spread": spread.clamp(min=0).mean((-1, -2)).sqrt(),
             "clipped": (raw.abs() > 1).to(x0).mean((1, 2, 3)),
             "diverged": scores.diverged.mean(-1),
@@ -180,6 +205,16 @@ class SamplingPlanner(ABC, Generic[S]):
         return plan, state
 
 
+def check_range(planner: object, low: float, high: float, *names: str) -> None:
+    """Raise ContractError unless each field in `names` lies in [low, high]."""
+    for name in names:
+        value = getattr(planner, name)
+        if not low <= value <= high:  # also for NaN
+            raise ContractError(
+                f"{type(planner).__name__} needs {name} in [{low:g}, {high:g}], but got {value}."
+            )
+
+
 def best(state: S, knots: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     """The cheapest candidate (M, K, nu), or the state's solution where none is finite; and its weights."""
     low, index = cost.min(-1)
@@ -189,7 +224,7 @@ def best(state: S, knots: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(found[:, None, None], chosen, state.solution), weights
 
 
-def elites(knots: Tensor, cost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def select_elites(knots: Tensor, cost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """The n cheapest candidates (M, n, K, nu), cheapest first, their weights, and where all n are finite (M,)."""
     low, index = cost.topk(n, dim=-1, largest=False)
     found = torch.isfinite(low).all(-1)

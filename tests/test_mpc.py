@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,17 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mbrl import MPC, ContractError, FullState, Observed, Plan, Policy, Problem, UnsupportedProblem
+from mbrl import (
+    MPC,
+    ContractError,
+    FullState,
+    Observed,
+    Plan,
+    PlanWarning,
+    Policy,
+    Problem,
+    UnsupportedProblem,
+)
 from mbrl.planners import ICEM
 from tests.problems import DoubleIntegrator, Quadratic, box, lq_problem, seeded
 
@@ -133,21 +144,25 @@ def spoiled(row: int, change: Callable[[Plan], Plan]) -> Callable[[int, Plan], P
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        lambda plan: replace(plan, actions=plan.actions * math.nan),
-        lambda plan: replace(plan, actions=plan.actions + math.inf),
-        lambda plan: replace(plan, actions=plan.actions + 1e3),
-        lambda plan: replace(plan, cost=plan.cost + math.inf),
-        lambda plan: replace(plan, cost=plan.cost * math.nan),
+        (lambda plan: replace(plan, actions=plan.actions * math.nan), "actions are not finite"),
+        (lambda plan: replace(plan, actions=plan.actions + math.inf), "actions are not finite"),
+        (lambda plan: replace(plan, actions=plan.actions + 1e3), "actions leave the bounds"),
+        (lambda plan: replace(plan, cost=plan.cost + math.inf), "cost is not finite"),
+        (lambda plan: replace(plan, cost=plan.cost * math.nan), "cost is not finite"),
     ],
     ids=["nan", "inf", "outside", "cost inf", "cost nan"],
 )
-def test_a_plan_that_cannot_be_used_leaves_the_old_one(change: Callable[[Plan], Plan]) -> None:
+def test_a_plan_that_cannot_be_used_leaves_the_old_one(change: Callable[[Plan], Plan], reason: str) -> None:
     policy = mpc(Scripted(spoil=spoiled(1, change)))
     assert policy(X)[:, 0].tolist() == [1.0, 1.0]
+    with pytest.warns(PlanWarning, match=f"Scripted for row 1 is not followed: .*{reason}"):
+        second = policy(X)[1, 0].item()
     # Row 1 follows its first plan, step after step, and stays at its end.
-    old = [policy(X)[1, 0].item() for _ in range(6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlanWarning)  # it was said once
+        old = [second, *(policy(X)[1, 0].item() for _ in range(5))]
     assert old == pytest.approx([1.01, 1.02, 1.03, 1.04, 1.04, 1.04])
     assert policy.fallbacks == 6
     assert policy.report is not None and policy.report.fallback.tolist() == [False, True]
@@ -161,6 +176,37 @@ def test_without_an_old_plan_the_middle_of_the_bounds_is_taken() -> None:
     policy.reset(torch.tensor([True, False]))
     policy(X)
     assert policy.fallbacks == 4
+
+
+def test_a_lost_row_does_not_stop_the_others() -> None:
+    policy = mpc(Scripted())
+    policy(X)
+    lost = torch.tensor([[0.0, 0.0], [math.nan, 0.0]], dtype=torch.float64)
+    with pytest.warns(PlanWarning, match="row 1 is not followed: the state is not finite"):
+        action = policy(lost)
+    assert action[:, 0].tolist() == pytest.approx([2.0, 1.01])
+    assert policy.report is not None and policy.report.fallback.tolist() == [False, True]
+
+
+def test_too_few_valid_steps_are_not_followed() -> None:
+    policy = mpc(Scripted(spoil=lambda n, plan: replace(plan, length=torch.tensor([5, 1]))), replan_every=2)
+    with pytest.warns(PlanWarning, match="row 1 is not followed: it has fewer than 2 valid steps"):
+        assert policy(X)[:, 0].tolist() == [1.0, 0.0]
+
+
+def test_an_ended_episode_leaves_no_last_action() -> None:
+    seen: list[Tensor | None] = []
+
+    class Spy(Observed):
+        def __call__(self, obs: Tensor, info: Any, last_action: Tensor | None) -> Tensor:
+            seen.append(last_action)
+            return super().__call__(obs, info, last_action)
+
+    policy = MPC(lq_problem(horizon=5), Scripted(), estimator=Spy(), generator=seeded())
+    policy(X)
+    policy.reset(torch.tensor([True, False]))
+    policy(X)
+    assert seen[0] is None and seen[1] is not None and seen[1].tolist() == [[0.0], [1.0]]
 
 
 def test_without_bounds_it_is_finite_too() -> None:
