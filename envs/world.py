@@ -168,8 +168,7 @@ def gym_world(name: str, **options: Any) -> World:
     if name not in TASKS:
         raise UnknownName("Gymnasium MuJoCo environment", name, TASKS)
 
-    first = gymnasium.make(name, **options)
-    bare: Any = first.unwrapped
+    bare: Any = gymnasium.make(name, **options).unwrapped
     own = bare.model
 
     def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
