@@ -203,8 +203,7 @@ def g1_stand(*, push: float = 0.5, spread: float = math.pi / 6) -> World:
     reach = np.array([_lookup(_REACH, joint.name) for joint in spec.joints[1:]])
     low, high = model.actuator_ctrlrange.T
     actions = Box(
-        torch.as_tensor(np.maximum(stance - reach, low)).float().double(),
-        torch.as_tensor(np.minimum(stance + reach, high)).float().double(),
+        torch.as_tensor(np.maximum(stance - reach, low)), torch.as_tensor(np.minimum(stance + reach, high))
     )
     fields = (
         "qpos", "qvel", "subtree_com/pelvis", "site_xpos/left_foot", "site_xpos/right_foot",
@@ -224,8 +223,8 @@ def g1_stand(*, push: float = 0.5, spread: float = math.pi / 6) -> World:
     )
     plain = world.build
 
-    def build(**render: Any) -> gymnasium.Env[Any, Any]:
-        return Pushes(plain(**render), speed=push, spread=spread)
+    def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
+        return Pushes(plain(model, **render), speed=push, spread=spread)
 
     return dataclasses.replace(world, planning_model=planning, build=build)
 

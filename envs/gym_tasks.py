@@ -19,18 +19,21 @@ from mbrl.envs.layout import Layout
 
 
 class GymTask(ABC):
-    """A task whose constructor copies what it needs from an environment. qpos and qvel open every y."""
+    """A task whose constructor copies what it needs from an environment. qpos and qvel open every y.
+
+    Attributes:
+        absolute: the first positions, of which the reward sees only changes; observations may leave them out.
+        skipped: how many of them this environment does leave out.
+    """
+
+    absolute = 1
 
     def __init__(self, env: Any, layout: Layout):
         self.layout = layout
         self.dt = float(env.dt)
         self.q, self.v = layout["qpos"], layout["qvel"]
-        # Positions that the observation leaves out, where the environment can leave any out.
-        self.skipped = {"Swimmer": 2, "Ant": 2, "Humanoid": 2, "HumanoidStandup": 2}.get(
-            type(self).__name__, 1
-        )
-        if not getattr(env, "_exclude_current_positions_from_observation", False):
-            self.skipped = 0
+        excludes = getattr(env, "_exclude_current_positions_from_observation", False)
+        self.skipped = self.absolute if excludes else 0
         self.copy(env)
 
     @staticmethod
@@ -91,6 +94,8 @@ class HalfCheetah(_Runner):
 class Swimmer(_Runner):
     """Swim forward."""
 
+    absolute = 2
+
 
 class _Hopping(GymTask):
     """Forward speed and a bonus for staying upright; ends at a fall."""
@@ -134,6 +139,8 @@ class Walker2d(_Hopping):
 
 class _Contact(GymTask):
     """What Ant and the Humanoids share: contact forces in the reward or the observation."""
+
+    absolute = 2
 
     @staticmethod
     def fields(env: Any) -> tuple[str, ...]:

@@ -68,6 +68,22 @@ class Layout:
         """The MjData fields that are read."""
         return frozenset(field.source for field in self._fields.values())
 
+    def on(self, model: mujoco.MjModel) -> Layout:
+        """The same fields of another model, which may number its objects differently.
+
+        Raises:
+            ContractError: a field has another size there.
+            UnknownName: an object does not exist there.
+        """
+        other = Layout(model, self.names)
+        for name in self.names:
+            if other[name] != self[name]:
+                raise ContractError(
+                    f"The models need fields of one size, but {name!r} has {_width(self[name])} numbers "
+                    f"in one and {_width(other[name])} in the other."
+                )
+        return other
+
     def __contains__(self, name: str) -> bool:
         return name in self._fields
 
@@ -91,6 +107,10 @@ class Layout:
             out[:, field.slice] = values[:n].reshape(n, -1)
 
 
+def _width(where: slice) -> int:
+    return int(where.stop - where.start)
+
+
 def _rows(model: mujoco.MjModel, source: str, item: str) -> slice:
     """The rows of MjData field `source` that belong to the object called `item` (or its number)."""
     if source == "sensordata":
@@ -112,6 +132,12 @@ def _rows(model: mujoco.MjModel, source: str, item: str) -> slice:
         )
     if _OBJECT[source] == "mocap":
         i = int(model.body_mocapid[_id(model, "body", item)])
+        if i < 0:
+            moved = [model.body(k).name or str(k) for k in np.flatnonzero(model.body_mocapid >= 0)]
+            raise ContractError(
+                f"Field {source!r} has rows of mocap bodies only, and {item!r} is none; "
+                f"those that are: {', '.join(moved) or 'none'}."
+            )
     else:
         i = _id(model, _OBJECT[source], item)
     return slice(i, i + 1)

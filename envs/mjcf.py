@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl.checks import NOT_FINITE, check_value, fail
 from mbrl.envs.layout import Layout
-from mbrl.envs.mujoco import read_state
+from mbrl.envs.mujoco import diverged, read_state
 from mbrl.envs.world import World
 from mbrl.errors import ContractError
 from mbrl.problem import Box
@@ -26,7 +27,8 @@ Reset = Callable[[mujoco.MjModel, mujoco.MjData, np.random.Generator], None]
 class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """The Gymnasium environment of a model and a task: what a robot does in the real world.
 
-    The observation is the task's `observe(y)`, or y where it has none.
+    The observation is the task's `observe(y)`, or y where it has none. A step raises `ContractError` where the
+    task returns no scalar tensors, or a reward that is not finite though y is.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         frame_skip: int,
         actions: Box,
         reset: Reset | None = None,
+        name: str = "this environment",
     ):
+        self.name, self._step = name, 0
         self.model, self.data = model, mujoco.MjData(model)
         self.layout, self.task, self.frame_skip, self._reset = layout, task, frame_skip, reset
         self.action_space = gymnasium.spaces.Box(
@@ -56,6 +60,7 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        self._step = 0
         if self.model.nkey:
             mujoco.mj_resetDataKeyframe(self.model, self.data, 0)
         else:
@@ -72,8 +77,19 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
         mujoco.mj_rnePostConstraint(self.model, self.data)
         y_next, u = self._y(), torch.as_tensor(action, dtype=torch.float64)
-        reward = float(self.task.reward(y, u, y_next))
-        return self._observe(y_next).numpy(), reward, bool(self.task.terminated(y_next)), False, {}
+        reward, end = self.task.reward(y, u, y_next), self.task.terminated(y_next)
+        user = f"The task {type(self.task).__name__} of {self.name}"
+        check_value(user, "reward", reward, ())
+        check_value(user, "terminated", end, ())
+        if not torch.isfinite(reward) and torch.isfinite(y_next).all() and not diverged(self.data):
+            fail(
+                user,
+                "finite rewards",
+                f"the reward is {float(reward)} in step {self._step} after the action {u.tolist()}",
+                NOT_FINITE,
+            )
+        self._step += 1
+        return self._observe(y_next).numpy(), float(reward), bool(end), False, {}
 
     def _y(self) -> Tensor:
         return torch.from_numpy(read_state(self.model, self.data, self.layout)[-self.layout.size :])
@@ -83,8 +99,8 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return y if observe is None else observe(y)
 
 
-def load_mjcf(source: str | Path | mujoco.MjSpec) -> mujoco.MjModel:
-    """The compiled model of an MJCF file, an MJCF string or an MjSpec.
+def load_mjcf(source: str | Path | mujoco.MjSpec, *, name: str = "") -> mujoco.MjModel:
+    """The compiled model of an MJCF file, an MJCF string or an MjSpec; `name` is told in errors.
 
     Raises:
         ContractError: the file is missing or MuJoCo refuses it; holds MuJoCo's element and line.
@@ -97,7 +113,8 @@ def load_mjcf(source: str | Path | mujoco.MjSpec) -> mujoco.MjModel:
         return mujoco.MjModel.from_xml_path(str(source))
     except ValueError as error:
         where = f" in {source}" if not isinstance(source, mujoco.MjSpec) and "<" not in str(source) else ""
-        raise ContractError(f"MuJoCo cannot load the model{where}: {error}") from error
+        whose = f" of {name}" if name else ""
+        raise ContractError(f"MuJoCo cannot load the model{whose}{where}: {error}") from error
 
 
 def mjcf_world(
@@ -120,42 +137,55 @@ def mjcf_world(
         task: a `Task`, or a function (model, layout) -> Task for tasks that look fields up by name.
         fields: what y holds, see `Layout`.
         frame_skip: physics steps per control step.
-        actions: bounds of the controls; the actuators' ctrlrange unless given.
+        actions: bounds of the controls; the actuators' ctrlrange unless given. They are rounded inwards to
+            what a float32 environment can hold.
         reset: how an episode starts; from keyframe 0, or the default pose, unless given.
         max_steps: control steps after which an episode is truncated.
         camera: attributes of mujoco.MjvCamera for pictures, e.g. {"distance": 3.0}.
 
     Raises:
-        ContractError: the MJCF has an error, an actuator has no control range, or the task is broken.
+        ContractError: the MJCF has an error, no actuator or one without a control range, `frame_skip` is
+            below 1, or the task lacks a method.
         UnknownName: a field or object does not exist.
     """
-    if not isinstance(model, mujoco.MjModel):
-        model = load_mjcf(model)
-    layout = Layout(model, fields)
+    plant = model if isinstance(model, mujoco.MjModel) else load_mjcf(model, name=name)
+    if frame_skip < 1:
+        raise ContractError(f"{name} needs frame_skip ≥ 1, but got {frame_skip}.")
+    if plant.nu == 0:
+        raise ContractError(f"{name} needs controls, but its model has no actuators. Add one in the MJCF.")
+    layout = Layout(plant, fields)
     # A class has the methods of its instances, so it would pass for a Task.
-    made = task if isinstance(task, Task) and not isinstance(task, type) else task(model, layout)
+    ready = isinstance(task, Task) and not isinstance(task, type)
+    made: Any = task if ready or not callable(task) else task(plant, layout)
+    lacking = [method for method in ("reward", "terminated") if not hasattr(made, method)]
+    if lacking:
+        raise ContractError(
+            f"The task of {name} needs reward(y, u, y_next) and terminated(y_next), "
+            f"but {type(made).__name__} lacks {' and '.join(lacking)}."
+        )
     if actions is None:
         free = [
-            model.actuator(i).name or str(i) for i in range(model.nu) if not model.actuator_ctrllimited[i]
+            plant.actuator(i).name or str(i) for i in range(plant.nu) if not plant.actuator_ctrllimited[i]
         ]
         if free:
             raise ContractError(
                 f"{name} needs bounded controls, but actuator {', '.join(free)} has no ctrlrange. "
                 "Add one in the MJCF, or give actions=Box(low, high)."
             )
-        low, high = torch.as_tensor(model.actuator_ctrlrange.T.copy())
-        # What a float32 environment can hold, on the inner side of the bounds.
-        actions = Box(low.float().double(), high.float().double())
+        actions = Box(*torch.as_tensor(plant.actuator_ctrlrange.T.copy()))
+    elif actions.nu != plant.nu:
+        raise ContractError(f"{name} needs actions of size {plant.nu}, but got a Box of size {actions.nu}.")
+    actions = _inward(actions)
 
-    def build(**render: Any) -> gymnasium.Env[Any, Any]:
+    def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
         env: gymnasium.Env[Any, Any] = MjcfEnv(
-            model, layout, made, frame_skip=frame_skip, actions=actions, reset=reset
+            model, layout.on(model), made, frame_skip=frame_skip, actions=actions, reset=reset, name=name
         )
         return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
 
     return World(
         name=name,
-        model=model,
+        model=plant,
         layout=layout,
         task=made,
         frame_skip=frame_skip,
@@ -164,3 +194,14 @@ def mjcf_world(
         build=build,
         camera=dict(camera or {}),
     )
+
+
+def _inward(actions: Box) -> Box:
+    """The widest float32 bounds inside these; where nothing lies between them, the nearest number below."""
+    low, high = actions.low.double().numpy(), actions.high.double().numpy()
+    with np.errstate(over="ignore"):
+        low32, high32 = low.astype(np.float32), high.astype(np.float32)
+    high32 = np.where(high32 > high, np.nextafter(high32, np.float32(-np.inf)), high32)
+    low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
+    low32 = np.minimum(low32, high32)
+    return Box(torch.from_numpy(low32).double(), torch.from_numpy(high32).double())

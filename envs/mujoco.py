@@ -86,7 +86,7 @@ class MujocoDynamics:
         self._post = not self._sources.isdisjoint(_POST)
         self._scratch = mujoco.MjData(model)
         self._batch: mujoco.batch.Batch | None = None
-        self.models: Sequence[mujoco.MjModel] | None = None
+        self._models: Sequence[mujoco.MjModel] | None = None  # of the rows, where they differ
 
     @property
     def nx(self) -> int:
@@ -115,6 +115,8 @@ class MujocoDynamics:
             )
         shape = torch.Size(np.broadcast_shapes(x.shape[:-1], u.shape[:-1]))
         n = shape.numel()
+        if self._models is not None and n > len(self._models):
+            raise ContractError(f"MujocoDynamics has {len(self._models)} models, but got {n} rows.")
         if n == 0:
             return torch.empty(*shape, self.nx, dtype=torch.float64)
         batch = self._batch_for(n)
@@ -153,7 +155,7 @@ class MujocoDynamics:
         self.layout.read(fields, x_next[:, self._row :])
 
     def _model_of(self, i: int) -> mujoco.MjModel:
-        return self.model if self.models is None else self.models[i]
+        return self.model if self._models is None else self._models[i]
 
     def _batch_for(self, n: int) -> mujoco.batch.Batch:
         """A batch of at least n simulations; one of the largest size serves all smaller calls."""
@@ -163,16 +165,12 @@ class MujocoDynamics:
                 self._batch.bind(name)
         return self._batch
 
-    def set_models(self, models: Sequence[mujoco.MjModel] | None) -> None:
-        """Simulate row i of the next calls with models[i]; None for the own model again."""
-        if models is None:
-            if self._batch is not None and self.models is not None:
-                self._batch.set_models(None)
-        else:
-            batch = self._batch_for(len(models))
-            # Rows beyond are not used, but need a model.
-            batch.set_models([*models, *[models[0]] * (batch.nsim - len(models))])
-        self.models = models
+    def _set_models(self, models: Sequence[mujoco.MjModel]) -> None:
+        """Simulate row i of the next calls with models[i]."""
+        batch = self._batch_for(len(models))
+        # Rows beyond are not used, but need a model.
+        batch.set_models([*models, *[models[0]] * (batch.nsim - len(models))])
+        self._models = models
 
 
 class RandomizedMujoco:
@@ -190,6 +188,7 @@ class RandomizedMujoco:
 
     Raises:
         UnknownName: no such MjModel field.
+        ContractError: n is below 1.
     """
 
     def __init__(
@@ -200,6 +199,8 @@ class RandomizedMujoco:
         *,
         generator: Generator,
     ):
+        if n < 1:
+            raise ContractError(f"RandomizedMujoco needs at least 1 model, but got n = {n}.")
         self.nominal = nominal
         self.models = [
             scaled_model(nominal.model, draw) for draw in draw_scales(scales, n, generator=generator)
@@ -273,8 +274,8 @@ class RealizedMujoco:
         if shape != self._shape:
             self._rows = [self.models[i] for i in self.pick.expand(shape).reshape(-1).tolist()]
             self._shape = shape
-        if self.simulator.models is not self._rows:  # another draw has used it since
-            self.simulator.set_models(self._rows)
+        if self.simulator._models is not self._rows:  # another draw has used it since
+            self.simulator._set_models(self._rows)
         return self.simulator.step(x.expand(*shape, -1), u, k)
 
 
@@ -296,11 +297,15 @@ def scaled_model(model: mujoco.MjModel, scales: Mapping[str, float]) -> mujoco.M
     """A copy of the model with fields multiplied; "body_mass" takes the inertia along.
 
     "geom_friction" scales sliding friction only. Derived constants are computed anew.
+
+    Raises:
+        UnknownName: no such field, or not an array of floats.
     """
     changed = copy.copy(model)
     for name, factor in scales.items():
-        if not hasattr(changed, name):
-            raise UnknownName("MjModel field", name, mujoco.batch.MODEL_FIELDS)
+        if not _is_float(changed, name):
+            fields = [field for field in mujoco.batch.MODEL_FIELDS if _is_float(changed, field)]
+            raise UnknownName("MjModel field of floats", name, fields)
         if name == "geom_friction":
             changed.geom_friction[:, 0] *= factor
         else:
@@ -309,3 +314,8 @@ def scaled_model(model: mujoco.MjModel, scales: Mapping[str, float]) -> mujoco.M
             changed.body_inertia[:] *= factor
     mujoco.mj_setConst(changed, mujoco.MjData(changed))
     return changed
+
+
+def _is_float(model: mujoco.MjModel, name: str) -> bool:
+    values = getattr(model, name, None) if name in mujoco.batch.MODEL_FIELDS else None
+    return isinstance(values, np.ndarray) and values.dtype.kind == "f"

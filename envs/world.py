@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mbrl.envs.layout import Layout
-from mbrl.envs.mujoco import MujocoDynamics, diverged, read_state
+from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, diverged, read_state
 from mbrl.errors import ContractError, UnknownName
 from mbrl.problem import Box, Problem, TaskCost, from_task
 from mbrl.protocols import Task
@@ -26,12 +26,12 @@ class World:
     Attributes:
         name: as typed on the command line.
         model: the plant.
-        layout: what y holds.
+        layout: what y holds, read from the plant.
         task: reward and end, and `observe(y)` where the observation is not y itself.
         frame_skip: physics steps per control step.
         actions: bounds.
         action_dtype: what the environment rounds actions to.
-        build: makes the bare environment.
+        build: makes the bare environment of a plant, from (model, **options).
         camera: attributes of mujoco.MjvCamera for pictures.
         planning_model: a cheaper model of the plant that `problem` plans with; the plant itself unless given.
     """
@@ -47,6 +47,24 @@ class World:
     camera: Mapping[str, Any] = field(default_factory=dict)
     planning_model: mujoco.MjModel | None = None
 
+    def __post_init__(self) -> None:
+        # Another model may number its objects differently.
+        object.__setattr__(self, "layout", self.layout.on(self.model))
+
+    def with_model(self, model: mujoco.MjModel, planning_model: mujoco.MjModel | None = None) -> World:
+        """The same world with another plant, to act in and, unless `planning_model` is given, to plan with.
+
+        Raises:
+            ContractError: the model's state or time step differ from the old plant's.
+        """
+        self._check_state("plant", model)
+        if model.opt.timestep != self.model.opt.timestep:
+            raise ContractError(
+                f"Another plant for {self.name} needs the time step {self.model.opt.timestep:g} s, "
+                f"but has {model.opt.timestep:g} s."
+            )
+        return replace(self, model=model, planning_model=planning_model)
+
     def observe(self, y: Tensor) -> Tensor:
         """The environment's observation (..., nobs) of y (..., ny)."""
         observe = getattr(self.task, "observe", None)
@@ -54,23 +72,17 @@ class World:
 
     def make(self, **options: Any) -> gymnasium.Env[Any, Any]:
         """The environment, with the full simulator state in info["state"]."""
-        return WithState(self.build(**options), self.layout)
+        return WithState(self.build(self.model, **options), self.layout)
 
     def dynamics(self, *, threads: int = 0, model: mujoco.MjModel | None = None) -> MujocoDynamics:
         """The simulator to plan with: the plant, or another model with the same state, at the same control step.
 
         Raises:
-            ContractError: the model's state or its control step differ from the plant's.
+            ContractError: the model's state, output or control step differ from the plant's.
+            UnknownName: the model lacks an object that y is read from.
         """
         model = self.model if model is None else model
-        sizes = [
-            (m.nq, m.nv, m.nu, m.na, mujoco.mj_stateSize(m, mujoco.mjtState.mjSTATE_INTEGRATION))
-            for m in (self.model, model)
-        ]
-        if sizes[0] != sizes[1]:
-            raise ContractError(
-                f"A planning model for {self.name} needs (nq, nv, nu, na, state size) = {sizes[0]}, but has {sizes[1]}."
-            )
+        self._check_state("planning model", model)
         dt = self.model.opt.timestep * self.frame_skip
         frame_skip = round(dt / model.opt.timestep)
         if abs(frame_skip * model.opt.timestep - dt) > 1e-9 * dt or frame_skip < 1:
@@ -78,16 +90,32 @@ class World:
                 f"A planning model for {self.name} needs a time step that divides the control step of {dt:g} s, "
                 f"but has {model.opt.timestep:g} s."
             )
+        layout = self.layout if model is self.model else self.layout.on(model)
         return MujocoDynamics(
-            model, self.layout, frame_skip=frame_skip, threads=threads, action_dtype=self.action_dtype
+            model, layout, frame_skip=frame_skip, threads=threads, action_dtype=self.action_dtype
         )
+
+    def _check_state(self, role: str, model: mujoco.MjModel) -> None:
+        wanted, given = (
+            (m.nq, m.nv, m.nu, m.na, mujoco.mj_stateSize(m, mujoco.mjtState.mjSTATE_INTEGRATION))
+            for m in (self.model, model)
+        )
+        if wanted != given:
+            raise ContractError(
+                f"A {role} for {self.name} needs (nq, nv, nu, na, state size) = {wanted}, but has {given}."
+            )
 
     def problem(
         self, horizon: int, *, dynamics: Any = None, threads: int = 0, **options: Any
     ) -> Problem[Any, TaskCost, Box]:
-        """Maximise the task's reward over `horizon` steps, on `planning_model` unless dynamics are given."""
+        """Maximise the task's reward over `horizon` steps, on `planning_model` unless dynamics are given.
+
+        Options as for `Problem`. On a `RandomizedMujoco` there is one particle per model unless told otherwise.
+        """
         if dynamics is None:
             dynamics = self.dynamics(threads=threads, model=self.planning_model)
+        if isinstance(dynamics, RandomizedMujoco):
+            options.setdefault("particles", len(dynamics.models))
         return from_task(dynamics, self.task, self.actions, horizon, **options)
 
 
@@ -95,8 +123,9 @@ class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Adds the full simulator state to `info["state"]` and ends episodes whose physics diverged.
 
     A diverged simulation is reset by MuJoCo in mid-episode without a word. Here that step comes back
-    with truncated = True and info["diverged"] = True. Actions of a wrong shape or with NaN are refused,
-    because MuJoCo would replace them with zeros.
+    with truncated = True, info["diverged"] = True and the reward NaN, which must not count: it would pay for
+    the jump back to the default pose. The environment's own number is in info["reward"]. Actions of a wrong
+    shape or with NaN are refused, because MuJoCo would replace them with zeros.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], layout: Layout):
@@ -118,6 +147,8 @@ class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, info = self.env.step(action)
         lost = diverged(self.unwrapped.data)  # type: ignore[attr-defined]
         info = {**info, "state": self.state(), "diverged": lost}
+        if lost:
+            info["reward"], reward = reward, float("nan")
         return obs, reward, terminated, truncated or lost, info
 
     def state(self) -> np.ndarray:
@@ -137,11 +168,17 @@ def gym_world(name: str, **options: Any) -> World:
     if name not in TASKS:
         raise UnknownName("Gymnasium MuJoCo environment", name, TASKS)
 
-    def build(**render: Any) -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(name, **options, **render)
+    bare: Any = gymnasium.make(name, **options).unwrapped
+    own = bare.model
 
-    env = build()
-    bare: Any = env.unwrapped
+    def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
+        env = gymnasium.make(name, **options, **render)
+        if model is not own:
+            plant: Any = env.unwrapped
+            plant.model, plant.data = model, mujoco.MjData(model)
+            plant.mujoco_renderer.model, plant.mujoco_renderer.data = model, plant.data
+        return env
+
     task = TASKS[name]
     layout = Layout(bare.model, task.fields(bare))
     space = bare.action_space

@@ -296,6 +296,9 @@ def _check_derivatives(name: str, dynamics: Any, x: Tensor, u: Tensor, tolerance
         compare("G of linearize_output", G, lambda d: dynamics.output(retract(x, d.expand(len(x), ndx))), ndx)
 
 
+NOT_FINITE = "a division by zero, a root of 0, or the NaN of another branch of a product (use torch.where)"
+
+
 class TaskWorld(Protocol):
     """What `check_task` needs of a world; `mbrl.envs.World` has it."""
 
@@ -344,7 +347,9 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
             x = torch.as_tensor(info["state"])
             y = dynamics.output(x)
             if k == 0:
-                ended_at_once = bool(task.terminated(y))
+                end = task.terminated(y)
+                check_value(user, "terminated", end, ())
+                ended_at_once = bool(end)
             u = _random_action(world.actions, generator).to(world.action_dtype)
             obs, reward, terminated, truncated, info = env.step(u.numpy())
             if info.get("diverged"):
@@ -363,13 +368,13 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
                     "frame_skip, the action's dtype or the model differ, or the state misses something",
                 )
             value = task.reward(y, u, y_next)
-            _check_value(user, "reward", value, ())
+            check_value(user, "reward", value, ())
             if not torch.isfinite(value):
                 fail(
                     user,
                     "finite rewards",
                     f"the reward is {float(value)} in step {k} after the action {u.tolist()}",
-                    "a division by zero, a root of 0, or the NaN of another branch of a product (use torch.where)",
+                    NOT_FINITE,
                 )
             if abs(float(value) - float(reward)) > 1e-6 * max(1.0, abs(float(reward))):
                 fail(
@@ -379,7 +384,7 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
                     "another weight or frame, or a field of y that lags by a physics step",
                 )
             end = task.terminated(y_next)
-            _check_value(user, "terminated", end, ())
+            check_value(user, "terminated", end, ())
             if bool(end) != bool(terminated):
                 fail(
                     user,
@@ -425,7 +430,8 @@ def _random_action(actions: Box, generator: Generator) -> Tensor:
     return actions.clip(actions.low + share * (actions.high - actions.low))
 
 
-def _check_value(user: str, what: str, value: object, shape: tuple[int, ...]) -> None:
+def check_value(user: str, what: str, value: object, shape: tuple[int, ...]) -> None:
+    """Refuse a value of a task that is no tensor of this shape."""
     if not isinstance(value, Tensor):
         fail(
             user,
@@ -458,7 +464,7 @@ def _check_batches(user: str, task: Task, ys: Tensor, us: Tensor) -> None:
             ("reward", task.reward(batch(y), batch(u), batch(y_next)), batch(rewards)),
             ("terminated", task.terminated(batch(y_next)), batch(ends)),
         ):
-            _check_value(user, what, got, shape)
+            check_value(user, what, got, shape)
             if not same(got.to(wanted), wanted, 1e-9):
                 fail(
                     user,

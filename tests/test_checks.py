@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -298,8 +299,33 @@ def test_check_task_finds(members: dict[str, Any], text: str) -> None:
 def test_check_task_finds_another_model() -> None:
     world = mjcf_world("cart", CART, Upright())
     other = mjcf_world("cart", CART.replace('mass="1"', 'mass="1.001"'), Upright())
+    liar = replace(world, build=lambda model, **options: world.build(other.model, **options))
     with pytest.raises(ContractError, match="the exact state that the environment reached in step 0"):
-        check_task(replace(world, model=other.model), steps=3)
+        check_task(liar, steps=3)
+    check_task(replace(world, model=other.model), steps=3)
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"reward": lambda y, u, n: n}, r"The task Wrong of cart needs reward to return the shape"),
+        ({"reward": lambda y, u, n: 1.0}, "reward to return a tensor, but it returned float"),
+        ({"terminated": lambda n: n > 0.5}, "but it returned (4,)"),
+        ({"terminated": lambda n: False}, "terminated to return a tensor, but it returned bool"),
+        (
+            {"reward": lambda y, u, n: upright(y, u, n) * torch.nan},
+            "The task Wrong of cart needs finite rewards, but the reward is nan in step 0 after the action [0.5]",
+        ),
+    ],
+)
+def test_environments_check_their_task(members: dict[str, Any], text: str) -> None:
+    world = mjcf_world("cart", CART, Wrong(**members))
+    env = world.make()
+    env.reset(seed=0)
+    with pytest.raises(ContractError, match=re.escape(text)):
+        env.step(np.array([0.5], dtype=np.float32))
+    with pytest.raises(ContractError):
+        check_task(world, steps=3)
 
 
 def test_check_task_warns() -> None:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mbrl import Box, ContractError, Problem, UnknownName, UnsupportedProblem, check_dynamics, evaluate
+from mbrl import (
+    Box,
+    ContractError,
+    Problem,
+    UnknownName,
+    UnsupportedProblem,
+    check_dynamics,
+    check_task,
+    evaluate,
+)
 from mbrl.envs import (
     Layout,
     MujocoDynamics,
@@ -198,11 +209,35 @@ def test_a_diverged_environment_says_so() -> None:
     _, info = env.reset(seed=0)
     assert info["diverged"] is False
     env.unwrapped.data.qvel[0] = 1e15
-    _, _, _, truncated, info = env.step(np.zeros(1, dtype=np.float32))
+    _, reward, _, truncated, info = env.step(np.zeros(1, dtype=np.float32))
     assert truncated and info["diverged"]
+    assert np.isnan(reward) and np.isfinite(info["reward"])  # the jump to the default pose must not count
     env.reset()
-    _, _, _, truncated, info = env.step(np.zeros(1, dtype=np.float32))
+    _, reward, _, truncated, info = env.step(np.zeros(1, dtype=np.float32))
+    assert np.isfinite(reward) and "reward" not in info
     assert not truncated and not info["diverged"]
+
+
+def test_a_diverged_step_passes_through_the_wrappers_of_gymnasium() -> None:
+    world = gym_world("HalfCheetah-v5")
+    env: Any = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.wrappers.ClipReward(world.make(), -1, 1))
+    env.reset(seed=0)
+    env.unwrapped.data.qvel[0] = 1e15
+    _, reward, _, truncated, info = env.step(np.zeros(6, dtype=np.float32))
+    assert truncated and info["diverged"] and np.isnan(reward) and np.isnan(info["episode"]["r"])
+    env.close()
+
+
+def test_a_reward_may_be_nan_where_the_physics_diverged() -> None:
+    class Speed(Upright):
+        def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
+            return (y_next[..., 0] - y[..., 0]) / (1e15 - y[..., 2]) / 0.0
+
+    env: Any = mjcf_world("cart", CART, Speed()).make()
+    env.reset(seed=0)
+    env.unwrapped.data.qvel[0] = 1e15
+    _, reward, _, truncated, info = env.step(np.zeros(1, dtype=np.float32))
+    assert truncated and np.isnan(reward) and not np.isfinite(info["reward"])
 
 
 @pytest.mark.parametrize("action", [[np.nan], [np.inf], [0.0, 0.0], 0.0])
@@ -271,19 +306,32 @@ def test_more_particles_than_models_are_balanced() -> None:
     assert sorted(pick.bincount(minlength=3).tolist()) == [2, 2, 3]
 
 
+def test_a_world_has_one_particle_per_model_unless_told_otherwise() -> None:
+    world = mjcf_world("cart", CART, Upright())
+    uncertain = RandomizedMujoco(world.dynamics(threads=1), {"body_mass": (0.5, 2.0)}, 3, generator=seeded())
+    assert world.problem(4, dynamics=uncertain).particles == 3
+    assert world.problem(4, dynamics=uncertain, particles=2).particles == 2
+    assert world.problem(4, threads=1).particles == 1
+    with pytest.raises(ContractError, match="at least 1 model, but got n = 0"):
+        RandomizedMujoco(uncertain.nominal, {"body_mass": (0.5, 2.0)}, 0, generator=seeded())
+
+
+def test_more_rows_than_models_are_refused() -> None:
+    dynamics = cart()
+    x, u = state(dynamics, [0.0, 0.1], [0.0, 0.0]), torch.ones(1, dtype=torch.float64)
+    heavy = scaled_model(dynamics.model, {"body_mass": 2.0})
+    dynamics._set_models([heavy, heavy])
+    assert dynamics.step(x.expand(2, -1), u, 0).shape == (2, dynamics.nx)
+    with pytest.raises(ContractError, match="has 2 models, but got 3 rows"):
+        dynamics.step(x.expand(3, -1), u, 0)
+
+
 def test_a_plan_under_uncertain_masses() -> None:
-    uncertain = RandomizedMujoco(cart(), {"body_mass": (0.5, 2.0)}, 4, generator=seeded())
-    problem = Problem(
-        uncertain, Quadratic((1.0, 0.1, 0.0, 0.0), (0.1,), (1.0,) * 4), box(1, 1.0), 4, particles=4
-    )
-    problem = Problem(
-        RandomizedMujoco(cart(("qpos", "qvel")), {"body_mass": (0.5, 2.0)}, 4, generator=seeded()),
-        problem.cost,
-        problem.actions,
-        4,
-        particles=4,
-    )
-    x0 = state(problem.dynamics.nominal, [0.4, 0.0], [0.0, 0.0])[None]
+    nominal = cart(("qpos", "qvel"))
+    uncertain = RandomizedMujoco(nominal, {"body_mass": (0.5, 2.0)}, 4, generator=seeded())
+    cost = Quadratic((1.0, 0.1, 0.0, 0.0), (0.1,), (1.0,) * 4)
+    problem = Problem(uncertain, cost, box(1, 1.0), 4, particles=4)
+    x0 = state(nominal, [0.4, 0.0], [0.0, 0.0])[None]
     plan, _ = CEM().plan(problem, x0, CEM().init(problem, x0, generator=seeded()), generator=seeded())
     assert torch.isfinite(plan.cost).all()
     assert float(plan.actions[0, 0, 0]) < 0.0  # back to the middle
@@ -299,6 +347,9 @@ def test_scaled_models() -> None:
     assert heavy.dof_M0[0] == pytest.approx(2 * model.dof_M0[0])  # a derived constant
     with pytest.raises(UnknownName, match="body_mass"):
         scaled_model(model, {"body_mas": 2.0})
+    for name in ("opt", "nq", "geom_type", "names"):
+        with pytest.raises(UnknownName, match=f"no MjModel field of floats called '{name}'"):
+            scaled_model(model, {name: 1.1})
 
 
 def test_write_state_is_what_read_state_reads() -> None:
@@ -356,11 +407,13 @@ def test_layout_reads_what_its_names_say() -> None:
         (("qpos/9",), UnknownName, "9"),
         (("qacc/slide",), ContractError, "'qacc' has no rows by name"),
         (("qpos", "qpos"), ContractError, "each field once"),
+        (("mocap_pos/cart",), ContractError, "'cart' is none; those that are: goal"),
     ],
 )
 def test_layout_errors_name_what_is_there(names: tuple[str, ...], error: type[Exception], text: str) -> None:
+    model = CART.replace("<worldbody>", '<worldbody><body name="goal" mocap="true"/>')
     with pytest.raises(error, match=text):
-        Layout(load_mjcf(CART), names)
+        Layout(load_mjcf(model), names)
 
 
 def test_layout_lists_its_own_fields() -> None:
@@ -376,11 +429,39 @@ def test_layout_lists_its_own_fields() -> None:
         ("<mujoco>\n<worldbody>\n<body><joint tipe='hinge'/></body></worldbody></mujoco>", "line 3"),
         ("<mujoco><worldbody>", "cannot load the model"),
         ("nowhere/robot.xml", "in nowhere/robot.xml"),
+        (mujoco.MjSpec.from_string(CART.replace('size="0.1"', 'size="-1"')), "geom"),
     ],
 )
-def test_mjcf_errors_name_the_element_and_line(source: str, text: str) -> None:
+def test_mjcf_errors_name_the_world_the_element_and_line(source: Any, text: str) -> None:
+    with pytest.raises(ContractError, match=text) as caught:
+        mjcf_world("lost-robot", source, Upright())
+    assert "cannot load the model of lost-robot" in str(caught.value)
+
+
+class Endless:
+    def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
+        return y_next[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "options", "text"),
+    [
+        (
+            CART,
+            Endless(),
+            {},
+            r"reward\(y, u, y_next\) and terminated\(y_next\), but Endless lacks terminated",
+        ),
+        (CART, lambda model, layout: Endless(), {}, "Endless lacks terminated"),
+        (CART, 3, {}, "int lacks reward and terminated"),
+        (CART, Upright(), {"frame_skip": 0}, "cart needs frame_skip ≥ 1, but got 0"),
+        ("<mujoco/>", Upright(), {}, "no actuators"),
+        (CART, Upright(), {"actions": box(2, 1.0)}, "actions of size 1, but got a Box of size 2"),
+    ],
+)
+def test_worlds_refuse_what_cannot_work(source: str, task: Any, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ContractError, match=text):
-        mjcf_world("robot", source, Upright())
+        mjcf_world("cart", source, task, **options)
 
 
 def test_unknown_worlds_suggest_near_names() -> None:
@@ -396,10 +477,72 @@ def test_controls_without_bounds() -> None:
         mjcf_world("cart", free, Upright())
     bounds = Box(torch.tensor([-2.0], dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64))
     world = mjcf_world("cart", free, Upright(), actions=bounds)
-    assert world.actions is bounds
+    assert torch.equal(world.actions.low, bounds.low) and torch.equal(world.actions.high, bounds.high)
     endless = mjcf_world("cart", free, Upright(), actions=box(1, torch.inf))
     with pytest.raises(UnsupportedProblem, match="not all finite"):
         CEM().check(endless.problem(3))
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_float32_actions_stay_inside_the_bounds(explicit: bool) -> None:
+    bounds = Box(*torch.tensor([[-0.1], [0.1]], dtype=torch.float64))
+    source = CART.replace("-1 1", "-5 5" if explicit else "-0.1 0.1")
+    world = mjcf_world("cart", source, Upright(), actions=bounds if explicit else None)
+    space: Any = world.make().action_space
+    assert torch.equal(world.actions.high, torch.from_numpy(space.high).double())
+    assert torch.equal(world.actions.low, torch.from_numpy(space.low).double())
+    assert bounds.low < world.actions.low < -0.1 + 1e-8 and 0.1 - 1e-8 < world.actions.high < bounds.high
+    # No float32 lies between these; and some bounds are beyond all.
+    point = Box(*torch.tensor([[0.1], [0.1]], dtype=torch.float64))
+    world = mjcf_world("cart", CART, Upright(), actions=point)
+    assert torch.equal(world.actions.low, world.actions.high) and float(world.actions.low) < 0.1
+    assert mjcf_world("cart", CART, Upright(), actions=box(1, 1e300)).actions.bounded
+
+
+def test_planning_models_may_number_their_objects_differently() -> None:
+    other = '<site name="base" pos="0 0 0.1"/>'
+    tip = '<site name="tip" pos="0 0 0.5"/>'
+    world = mjcf_world("cart", CART.replace(tip, tip + other), Upright(), ("qpos", "site_xpos/tip"))
+    swapped = load_mjcf(CART.replace(tip, other + tip))
+    _, info = world.make().reset(seed=0)
+    x, u = torch.as_tensor(info["state"]), torch.ones(1, dtype=torch.float64)
+    wanted = world.dynamics(threads=1).step(x, u)
+    assert torch.equal(world.dynamics(threads=1, model=swapped).step(x, u), wanted)
+    with pytest.raises(UnknownName, match="no site called 'tip'"):
+        world.dynamics(model=load_mjcf(CART.replace('"tip"', '"top"')))
+    sensor = '<framepos name="where" objtype="site" objname="tip"/>'
+    sensing = mjcf_world("cart", CART, Upright(), ("qpos", "sensordata"))
+    with pytest.raises(ContractError, match="'sensordata' has 3 numbers in one and 6 in the other"):
+        sensing.dynamics(model=load_mjcf(CART.replace(sensor, sensor + sensor.replace("where", "too"))))
+
+
+@pytest.mark.parametrize("name", ["cart", "HalfCheetah-v5"])
+def test_another_plant_is_acted_in_and_planned_with(name: str) -> None:
+    world = mjcf_world("cart", CART, Upright()) if name == "cart" else gym_world(name)
+    heavy = scaled_model(world.model, {"body_mass": 2.0})
+    u = world.actions.high.float()
+    reached = []
+    for other in (world.with_model(heavy), dataclasses.replace(world, model=heavy)):
+        env = other.make()
+        _, info = env.reset(seed=0)
+        x = torch.as_tensor(info["state"])
+        _, _, _, _, info = env.step(u.numpy())
+        env.close()
+        reached.append(torch.as_tensor(info["state"]))
+        assert torch.equal(other.dynamics(threads=1).step(x, u), reached[-1])
+        assert other.problem(3, threads=1).dynamics.model is heavy
+    assert torch.equal(*reached)
+    assert not torch.equal(world.dynamics(threads=1).step(x, u), reached[0])
+    assert world.with_model(heavy, world.model).problem(3, threads=1).dynamics.model is world.model
+    check_task(world.with_model(heavy), steps=5)
+
+
+def test_another_plant_has_the_same_state_and_time_step() -> None:
+    world = mjcf_world("cart", CART, Upright())
+    with pytest.raises(ContractError, match="time step 0.01 s, but has 0.005 s"):
+        world.with_model(load_mjcf(CART.replace('timestep="0.01"', 'timestep="0.005"')))
+    with pytest.raises(ContractError, match="A plant for cart needs"):
+        world.with_model(load_mjcf(CART.replace('<joint name="hinge" type="hinge" axis="0 1 0"/>', "")))
 
 
 def test_planning_models_may_differ_in_what_the_state_does_not_show() -> None:

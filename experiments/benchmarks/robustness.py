@@ -63,7 +63,7 @@ def slippery(world: World, friction: float) -> World:
     for model in (world.model, world.planning_model or world.model):
         models.append(copy.copy(model))
         models[-1].geom_friction[:, 0] = friction
-    return dataclasses.replace(world, model=models[0], planning_model=models[1])
+    return world.with_model(*models)
 
 
 def episodes(config: Config, arm: str) -> dict[str, Any]:
@@ -74,10 +74,7 @@ def episodes(config: Config, arm: str) -> dict[str, Any]:
         draws = [dict.fromkeys(SCALES, 1.0) for _ in draws]
     envs = []
     for seed, draw in enumerate(draws):
-        env = world.make()
-        plant: Any = env.unwrapped
-        plant.model = scaled_model(world.model, draw)
-        plant.data = type(plant.data)(plant.model)
+        env = world.with_model(scaled_model(world.model, draw)).make()
         env.reset(seed=seed)
         envs.append(env)
 
