@@ -4,6 +4,7 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 `Plan`; `MPC` turns a planner into a policy. Shapes and names are in `mbrl.protocols`.
 """
 
+import mbrl.interrupts  # noqa: F401  # first: it guards the imports below where this is the command
 from mbrl.checks import check_dynamics, check_task
 from mbrl.errors import ContractError, MbrlError, MissingExtra, UnknownName, UnsupportedProblem
 from mbrl.estimators import FullState, Observed
