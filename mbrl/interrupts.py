@@ -20,9 +20,10 @@ def leave(*_: object) -> None:
 
 def is_command() -> bool:
     """Whether this process is `mbrl` or `python -m mbrl`."""
-    words = sys.orig_argv
-    as_module = "-m" in words and words[words.index("-m") + 1 :][:1] == ["mbrl"]
-    return as_module or Path(sys.argv[0] if sys.argv else "").stem == "mbrl"
+    name, words = sys.argv[0] if sys.argv else "", sys.orig_argv
+    if name == "-m":  # what Python puts there until it has found the module
+        return words[words.index("-m") + 1 :][:1] == ["mbrl"]
+    return Path(name).stem == "mbrl"
 
 
 def end_startup() -> None:

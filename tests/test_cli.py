@@ -19,7 +19,9 @@ import pytest
 import torch
 
 from mbrl.experiments import cli, mpc
-from mbrl.planners import CEM
+from mbrl.experiments.benchmarks import returns
+from mbrl.experiments.report import write_report
+from mbrl.planners import CEM, RandomShooting
 
 TINY = [
     *("mpc", "--env", "InvertedPendulum-v5", "--horizon", "5", "--no-video"),
@@ -241,6 +243,24 @@ def test_diverging_physics_end_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert "physics diverged" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_diverged_step_is_no_part_of_a_benchmarks_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mbrl.envs import WithState
+
+    step = WithState.step
+
+    def lost(self: Any, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = step(self, action)
+        if self.unwrapped.data.time > 0.1:
+            return obs, float("nan"), terminated, True, {**info, "diverged": True}
+        return obs, reward, terminated, truncated, info
+
+    monkeypatch.setattr(WithState, "step", lost)
+    result = returns.episode(
+        "InvertedPendulum-v5", RandomShooting(population=8), 0, steps=9, horizon=5, threads=1
+    )
+    assert result["truncated"] and result["return"] == result["steps"] - 1 > 0
+
+
 def test_an_unexpected_error_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mbrl.envs import WithState
 
@@ -309,11 +329,10 @@ def test_ctrl_c_in_parse_is_quiet(
 
 
 def test_ctrl_c_while_the_report_is_written_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = mpc.write_report
 
     def slow(*args: Any, **options: Any) -> Path:
         signal.raise_signal(signal.SIGINT)
-        return write(*args, **options)
+        return write_report(*args, **options)
 
     monkeypatch.setattr(mpc, "write_report", slow)
     assert cli.main([*TINY, "--planner", "mppi", "--steps", "2", "--out", str(tmp_path / "run")]) == 130

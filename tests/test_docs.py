@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mbrl.experiments.benchmarks import manipulation_and_balance, readme
+from mbrl.experiments.benchmarks.record import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -72,7 +73,7 @@ def test_what_is_not_measured_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_other_settings_are_another_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "robots").mkdir()
-    result = json.loads((readme.RESULTS / "robots" / "panda-push-0.json").read_text())
+    result = json.loads((RESULTS / "robots" / "panda-push-0.json").read_text())
     for seed, std in enumerate((0.25, 0.5, 0.5)):
         changed = result | {"seed": seed, "planner": result["planner"] | {"std": std}}
         (tmp_path / "robots" / f"panda-push-{seed}.json").write_text(json.dumps(changed))
@@ -91,7 +92,7 @@ def test_mcnemar() -> None:
 
 
 def test_old_result_files_are_still_read() -> None:
-    folder = readme.RESULTS / "robots"
+    folder = RESULTS / "robots"
     case = manipulation_and_balance.CASES["panda-push"]
     (result,) = manipulation_and_balance.run("panda-push", case, [0], 1, folder)
     assert "load 8.6" in manipulation_and_balance._row(result)
@@ -105,7 +106,7 @@ def test_robustness_sentence_follows_from_the_numbers(
     text = readme.robustness()
     assert text.count("\n|") == 5 and "not significant (p = 0.34)" in text
     (tmp_path / "robustness").mkdir()
-    for path in (readme.RESULTS / "robustness").glob("*.json"):
+    for path in (RESULTS / "robustness").glob("*.json"):
         arm = json.loads(path.read_text())
         if arm["arm"] == "nominal":
             arm |= {"falls": 20, "fell_at": [7] * 20}

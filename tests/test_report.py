@@ -124,7 +124,9 @@ def test_report_stands_alone(recording: Recording, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gap", [1, 2, 3])
 def test_a_step_without_prediction_hides_no_error(recording: Recording, gap: int) -> None:
-    rows = [dict(row, state_error=0.25, output_error=0.25, reward_error=0.5) for row in recording.rows]
+    rows: list[Any] = [
+        dict(row, state_error=0.25, output_error=0.25, reward_error=0.5) for row in recording.rows
+    ]
     for name in ("state_error", "output_error", "reward_error", "predicted_reward"):
         rows[gap][name] = math.nan
     known = dataclasses.replace(recording, rows=rows)
@@ -136,7 +138,7 @@ def test_a_step_without_prediction_hides_no_error(recording: Recording, gap: int
 
 
 def test_a_report_copes_with_a_diverged_last_step(recording: Recording, tmp_path: Path) -> None:
-    rows = [dict(row) for row in recording.rows]
+    rows: list[Any] = [dict(row) for row in recording.rows]
     rows[-1] |= {"reward": math.nan, "reward_error": math.nan, "diverged": 1, "truncated": 1}
     states = [*recording.states[:-1], recording.states[-1] * math.nan]
     lost = dataclasses.replace(recording, rows=rows, states=states)

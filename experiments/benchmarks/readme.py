@@ -165,7 +165,7 @@ def settings(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def median(results: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(result[name] for result in results)
+    return float(statistics.median(result[name] for result in results))
 
 
 def robustness() -> str:
