@@ -122,7 +122,7 @@ def test_report_stands_alone(recording: Recording, tmp_path: Path) -> None:
     assert text.count("<svg") >= 8
 
 
-@pytest.mark.parametrize("gap", [1, 2, 3])
+@pytest.mark.parametrize("gap", range(STEPS))
 def test_a_step_without_prediction_hides_no_error(recording: Recording, gap: int) -> None:
     rows: list[Any] = [
         dict(row, state_error=0.25, output_error=0.25, reward_error=0.5) for row in recording.rows
