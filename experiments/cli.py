@@ -5,12 +5,13 @@ Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from mbrl.errors import MbrlError, UnknownName
+from mbrl.errors import ContractError, MbrlError, UnknownName
 
 _LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
 
@@ -42,29 +43,33 @@ class CheckEnv:
     steps: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.seed < 0:
+            raise ContractError(
+                f"A check needs steps ≥ 1 and seed ≥ 0, but got {self.steps} and {self.seed}."
+            )
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code."""
     console, errors = Console(), Console(stderr=True)
     try:
-        choose_gl()
-        command = parse(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as leave:  # tyro: --help, or an unknown option
-        return leave.code if isinstance(leave.code, int) else 2
-    except MbrlError as error:
-        complain(errors, error)
-        return 2
-    warnings = count_warnings()
-    try:
-        return run(command, console)
+        try:
+            choose_gl()
+            command = parse(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as leave:  # tyro: --help, or an unknown option
+            return leave.code if isinstance(leave.code, int) else 2
+        except MbrlError as error:
+            complain(errors, error)
+            return 2
+        with count_warnings(console):
+            return run(command, console)
     except MbrlError as error:
         complain(errors, error)
         return 2 if isinstance(error, UnknownName) else 1
     except KeyboardInterrupt:
         errors.print("Interrupted.")
         return 130
-    finally:
-        show_warnings(console, warnings)
 
 
 def choose_gl() -> None:
@@ -151,16 +156,22 @@ def complain(console: Console, error: MbrlError) -> None:
     console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
-def count_warnings() -> Counter[str]:
-    """MuJoCo's warnings from now on, counted, without their numbers, instead of filling stderr and MUJOCO_LOG.TXT.
+@contextlib.contextmanager
+def count_warnings(console: Console) -> Iterator[None]:
+    """Count MuJoCo's warnings, without their numbers, instead of filling stderr and MUJOCO_LOG.TXT; show them after.
 
     Candidate plans that diverge give thousands; they are expected and never chosen.
     """
     import mujoco
 
     counts: Counter[str] = Counter()
+    before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda text: counts.update([re.sub(r"-?\d[\d.]*", "#", str(text))]))
-    return counts
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+        show_warnings(console, counts)
 
 
 def show_warnings(console: Console, counts: Counter[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -92,23 +93,30 @@ class Config(Generic[P]):
             raise ContractError(
                 f"A run needs 1 ≤ replan_every ≤ horizon, but got {self.replan_every} and {self.horizon}."
             )
-        if self.steps < 1 or self.threads < 0 or (self.budget_ms is not None and not self.budget_ms > 0):
+        if self.steps < 1 or self.threads < 0 or not 0 <= self.seed < 2**63:
             raise ContractError(
-                "A run needs steps ≥ 1, threads ≥ 0 and budget_ms > 0, but got "
-                f"{self.steps}, {self.threads} and {self.budget_ms}."
+                "A run needs steps ≥ 1, threads ≥ 0 and 0 ≤ seed < 2**63, but got "
+                f"{self.steps}, {self.threads} and {self.seed}."
             )
+        if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
+            raise ContractError(f"A run needs a finite budget_ms > 0, but got {self.budget_ms}.")
 
 
 def main(config: Config[Any], console: Console | None = None) -> Path:
     """Run one episode and return its folder.
 
     Ctrl-C ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
+
+    Raises:
+        MbrlError: no plan of the run was usable; the report is still written.
     """
     console = console or Console()
     torch.set_num_threads(1)  # the simulator has the processors; torch's threads would wait in their way
-    planner = config.planner
     if config.budget_ms is not None:
-        planner = dataclasses.replace(planner, budget_ms=config.budget_ms)
+        config = dataclasses.replace(
+            config, planner=dataclasses.replace(config.planner, budget_ms=config.budget_ms)
+        )
+    planner = config.planner
     world = make_world(config.env)
     problem = world.problem(config.horizon, threads=config.threads)
     policy = MPC(
@@ -126,33 +134,37 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         env = world.make()
         obs, info = env.reset(seed=config.seed)
         recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [])
-        total = 0.0
-        with Progress(console, config.steps) as progress, stop_on_interrupt() as stop:
-            for step in range(config.steps):
-                action = policy(obs, info)
-                obs, reward, terminated, truncated, info = env.step(action[0].numpy().astype(np.float32))
+        report, total = folder.path / "report.html", 0.0
+        with stop_on_interrupt() as stop:
+            with Progress(console, config.steps) as progress:
+                for step in range(config.steps):
+                    action = policy(obs, info)
+                    obs, reward, terminated, truncated, info = env.step(action[0].numpy().astype(np.float32))
 
-                planning = policy.report
-                assert planning is not None  # the policy has just been called
-                total += float(reward)
-                row = {
-                    "step": step,
-                    "time": (step + 1) * problem.dynamics.dt,
-                    "reward": float(reward),
-                    "return": total,
-                    **measure(planning, float(reward), problem.dynamics.dt * config.replan_every),
-                    "terminated": int(terminated),
-                    "truncated": int(truncated),
-                    "diverged": int(info["diverged"]),
-                }
-                folder.log(row)
-                recording.add(torch.as_tensor(info["state"]), planning.plan, row)
-                progress.show(row)
-                if terminated or truncated or stop.is_set():
-                    break
-        env.close()
-        report, video = folder.path / "report.html", None
-        write_report(recording, config, report, interrupted=stop.is_set())
+                    planning = policy.report
+                    assert planning is not None  # the policy has just been called
+                    reward = (
+                        math.nan if info["diverged"] else float(reward)
+                    )  # unknown, and no part of the return
+                    total += 0.0 if info["diverged"] else reward
+                    row = {
+                        "step": step,
+                        "time": (step + 1) * problem.dynamics.dt,
+                        "reward": reward,
+                        "return": total,
+                        **measure(planning, reward, problem.dynamics.dt * config.replan_every),
+                        "terminated": int(terminated),
+                        "truncated": int(truncated),
+                        "diverged": int(info["diverged"]),
+                    }
+                    folder.log(row)
+                    recording.add(torch.as_tensor(info["state"]), planning.plan, row)
+                    progress.show(row)
+                    if terminated or truncated or stop.is_set():
+                        break
+            env.close()
+            write_report(recording, config, report, interrupted=stop.is_set())
+        video = None
         if config.video:  # after the report: graphics drivers may take the process down
             video = save_video(recording, folder.path / "video.mp4", console)
         if video is not None:
@@ -160,6 +172,12 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
     show_facts(console, recording, report, video)
     if stop.is_set():
         raise KeyboardInterrupt
+    plans = sum(row["plan_ms"] is not None for row in recording.rows)
+    if policy.fallbacks == plans:
+        raise MbrlError(
+            f"None of the {plans} plans was usable (not finite, or outside the bounds), so the robot was not "
+            f"controlled by planning. See {report}."
+        )
     return folder.path
 
 
@@ -184,6 +202,8 @@ def measure(report: MPCReport, reward: float, budget_s: float) -> dict[str, Any]
     """The part of a row that tells how planning went; None where there is nothing to tell."""
     plan, planned = report.plan, report.plan_ms > 0
     predicted = None if report.predicted_cost is None else -float(report.predicted_cost[0])
+    if plan.states is not None and plan.states[0, 0].isnan().any():  # an old plan is followed blindly
+        predicted = math.nan
     health = {name: number(plan.info.get(name)) if planned else None for name in HEALTH}
     return {
         "predicted_reward": predicted,

@@ -61,13 +61,18 @@ def write_report(
         viewer=pages.joinpath("viewer.js").read_text(encoding="utf-8"),
         scene=json.dumps(scene(recording), separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
     )
-    path.write_text(text, encoding="utf-8")
-    return path
+    part = path.with_suffix(".part")  # an interrupt must not cost the report that was there
+    part.write_text(text, encoding="utf-8")
+    return part.replace(path)
 
 
 def column(recording: Recording, name: str) -> list[float]:
-    """The numbers in a column, without gaps."""
-    return [row[name] for row in recording.rows if row[name] is not None]
+    """The numbers in a column, without gaps and NaN."""
+    return [row[name] for row in recording.rows if not missing(row[name])]
+
+
+def missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
 
 
 def measure(recording: Recording) -> dict[str, float]:
@@ -85,6 +90,7 @@ def measure(recording: Recording) -> dict[str, float]:
         "output_error": max(column(recording, "output_error"), default=math.nan),
         "reward_error": max(column(recording, "reward_error"), default=math.nan),
         "fallbacks": sum(row["fallback"] for row in rows),
+        "unpredicted": sum(missing(row["predicted_reward"]) for row in rows),
         "terminated": rows[-1]["terminated"],
         "model_steps": sum(column(recording, "planner/model_steps")),
     }
@@ -116,9 +122,13 @@ def tiles(facts: Mapping[str, float]) -> list[tuple[str, str]]:
         (f"simulated, {facts['steps']:.0f} steps", f"{facts['seconds']:.2f} s"),
         ("real-time factor, median", f"{facts['realtime']:.2f}×"),
         (f"per plan, median (95%: {facts['plan_ms_95']:.1f} ms)", f"{facts['plan_ms']:.1f} ms"),
-        ("largest prediction error", f"{facts['output_error']:.1e}" if facts["output_error"] else "0"),
+        ("largest prediction error", amount(facts["output_error"])),
         ("unusable plans (fallbacks)", f"{facts['fallbacks']:.0f}"),
     ]
+
+
+def amount(error: float) -> str:
+    return "unknown" if math.isnan(error) else f"{error:.1e}" if error else "0"
 
 
 def words(facts: Mapping[str, float], config: Any) -> list[str]:
@@ -130,19 +140,25 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
         else f"Planning is {1 / pace:.1f} times slower than the time it controls, so a real robot would have to wait. "
         "A smaller population or horizon, --replan-every, or a deadline (--budget-ms) make it faster."
     )
-    if math.isnan(facts["state_error"]):
+    gaps = facts["unpredicted"]
+    if gaps == facts["steps"]:
+        error = "No step had a prediction that could be compared with what happened."
+    elif math.isnan(facts["state_error"]):
         error = "The run was too short to compare predictions with what happened."
-    elif facts["state_error"] == 0 and facts["reward_error"] < 1e-6:
+    elif facts["state_error"] == 0 and not facts["reward_error"] >= 1e-6:
         error = (
-            "Every predicted state came true to the last bit, and every reward to rounding, as it must be where the very "
+            f"{'The states that were predicted' if gaps else 'Every predicted state'} came true to the last bit, and "
+            f"{'their rewards' if gaps else 'every reward'} to rounding, as it must be where the very "
             "simulator that is controlled also makes the plans."
         )
     else:
         error = (
             "The plans are made with a model that is not the plant: one step ahead, positions, velocities and whatever "
             f"else the task reads differ from what happened by at most {facts['output_error']:.1e}, rewards by at most "
-            f"{facts['reward_error']:.1e}."
+            f"{amount(facts['reward_error'])}."
         )
+    if 0 < gaps < facts["steps"]:
+        error += f" In {gaps:.0f} of {facts['steps']:.0f} steps there was no prediction to compare."
     fallback = (
         "Every plan was usable."
         if not facts["fallbacks"]
@@ -170,7 +186,9 @@ def charts(recording: Recording) -> str:
 
     budget = round(rows[0]["realtime_factor"] * rows[0]["plan_ms"], 6)  # ms between plans
     errors = {"output": values("output_error"), "reward": values("reward_error")}
-    exact = not any(v for series in errors.values() for v in series if v is not None)
+    known = [v for series in errors.values() for v in series if v is not None and not math.isnan(v)]
+    gaps = any(missing(v) for v in values("predicted_reward"))
+    zero = f"All zero: every {'prediction that was made' if gaps else 'predicted state and reward'} came true exactly."
     return "".join(
         [
             card(
@@ -204,8 +222,8 @@ def charts(recording: Recording) -> str:
             ),
             card(
                 "Prediction error",
-                "<p>All zero: every predicted state and reward came true exactly.</p>"
-                if exact
+                f"<p>{zero if known else 'There was no prediction to compare.'}</p>"
+                if not any(known)
                 else line_chart(times, errors, label="|predicted − realised|", log=True),
                 "One step ahead. Output: the largest difference in anything the task reads; exact zeros are left out of the logarithmic axis.",
             ),
@@ -226,7 +244,7 @@ def health(recording: Recording) -> str:
             chart(
                 "Effective samples", {"effective samples": "effective_samples"}, "1 / Σw²",
                 "How many candidates shaped the plan. Near 1: one candidate decided and the rest was wasted; near the population: "
-                "the planner hardly distinguished good from bad.",
+                "the planner hardly distinguished good from bad. 0: no candidate was finite, so none shaped it.",
             ),
             chart(
                 "Spread of the good candidates", {"spread": "elite_spread"}, "share of half the range",

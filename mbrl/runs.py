@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,9 @@ import filelock
 import torch
 
 from mbrl.errors import RunFolderError
+
+FILES = ("config.json", "metrics.csv", "report.html", "video.mp4")
+"""What a run writes, and therefore what it may not find."""
 
 _PACKAGES = ("mbrl-kit", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -35,35 +38,28 @@ class RunFolder:
         columns: of metrics.csv.
 
     Raises:
-        RunFolderError: not writable, in use by a live run, or already holds a finished run.
+        RunFolderError: not writable, in use by a live run, or already holds one of `FILES`.
     """
 
     def __init__(self, path: str | Path, columns: Sequence[str]):
         self.path = Path(path)
         lock = self.path / "run.lock"
-        try:
+        with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             crashed = lock.exists()
-            if not crashed and any((self.path / name).exists() for name in ("config.json", "metrics.csv")):
-                raise RunFolderError(
-                    f"{self.path} already holds a finished run. Choose another folder with --out, or delete it."
-                )
+            if not crashed:
+                self._refuse_files()
             self._lock = filelock.FileLock(lock)
             self._lock.acquire(timeout=0)
-            if crashed:
-                self._set_aside()
-            self._file = (self.path / "metrics.csv").open("x", newline="", encoding="utf-8")
-        except filelock.Timeout:
-            raise RunFolderError(
-                f"{self.path} is in use by another run that is still alive. Choose another folder with --out."
-            ) from None
-        except RunFolderError:
-            raise
-        except OSError as error:
-            raise RunFolderError(
-                f"The run folder {self.path} cannot be written: {error.strerror or error}. "
-                "Choose a writable folder with --out."
-            ) from error
+            try:
+                if crashed:
+                    self._set_aside()
+                else:
+                    self._refuse_files()  # a run that came and went since the first look
+                self._file = (self.path / "metrics.csv").open("x", newline="", encoding="utf-8")
+            except BaseException:
+                self._lock.release()
+                raise
         self._writer = csv.DictWriter(self._file, columns)
         self._write(self._writer.writeheader)
 
@@ -72,8 +68,13 @@ class RunFolder:
         """`path`, or the first of path-2, path-3, … that no run has used."""
         for n in itertools.count(1):
             free = Path(path) if n == 1 else Path(f"{path}-{n}")
-            if not free.exists():
-                return cls(free, columns)
+            with readable_errors(free):
+                free.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    free.mkdir()  # claims it: of runs that start together only one succeeds
+                except FileExistsError:
+                    continue
+            return cls(free, columns)
         raise AssertionError("unreachable")
 
     def save_config(self, config: Any, **more: Any) -> None:
@@ -108,15 +109,42 @@ class RunFolder:
                 f"Writing to {self.path} failed: {error.strerror or error}. What was written before is kept."
             ) from error
 
+    def _refuse_files(self) -> None:
+        held = [name for name in FILES if (self.path / name).exists()]
+        if held:
+            raise RunFolderError(
+                f"{self.path} already holds {' and '.join(held)}, which a run would overwrite. "
+                "Choose another folder with --out, or delete it."
+            )
+
     def _set_aside(self) -> None:
         """Rename what a killed run has left, so that neither run overwrites the other."""
-        for name in ("config.json", "metrics.csv"):
+        for name in FILES:
             old = self.path / name
             if old.exists():
                 n = next(
                     n for n in itertools.count(1) if not old.with_suffix(f".killed{n}{old.suffix}").exists()
                 )
                 old.rename(old.with_suffix(f".killed{n}{old.suffix}"))
+
+
+@contextlib.contextmanager
+def readable_errors(path: Path) -> Iterator[None]:
+    """What goes wrong while `path` is opened, as a RunFolderError."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except filelock.Timeout:
+        raise RunFolderError(
+            f"{path} is in use by another run that is still alive. Choose another folder with --out."
+        ) from None
+    except OSError as error:
+        file = next((p for p in (path, *path.parents) if p.is_file()), None)
+        why = f"{file} is a file" if file else error.strerror or error
+        raise RunFolderError(
+            f"The run folder {path} cannot be written: {why}. Choose a writable folder with --out."
+        ) from error
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,9 @@ import pytest
 import torch
 
 from mbrl.experiments import cli, mpc
-from mbrl.planners import CEM
+from mbrl.experiments.benchmarks import returns
+from mbrl.experiments.report import write_report
+from mbrl.planners import CEM, RandomShooting
 
 TINY = [
     *("mpc", "--env", "InvertedPendulum-v5", "--horizon", "5", "--no-video"),
@@ -103,6 +105,8 @@ def test_a_deadline_is_the_planners_budget(tmp_path: Path) -> None:
     options = ["--planner", "mppi", "--steps", "1", "--budget-ms", "500"]
     assert cli.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
     assert float(rows(tmp_path / "run")[0]["planner/iterations"]) > 1
+    saved = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["config"]
+    assert saved["planner"]["budget_ms"] == saved["budget_ms"] == 500
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,11 @@ def test_a_deadline_is_the_planners_budget(tmp_path: Path) -> None:
         (["mpc", "--planner", "cem", "--planner.population", "1"], "population ≥ 2"),
         (["mpc", "--steps", "0"], "steps ≥ 1"),
         (["mpc", "--replan-every", "40"], "replan_every"),
+        (["mpc", "--budget-ms", "inf"], "finite budget_ms > 0"),
+        (["mpc", "--budget-ms", "nan"], "finite budget_ms > 0"),
+        (["mpc", "--budget-ms", "0"], "finite budget_ms > 0"),
+        (["mpc", "--seed", "-1"], "0 ≤ seed"),
+        (["check-env", "Hopper-v5", "--steps", "0"], "steps ≥ 1"),
         (["check-env", "Antv5"], "Did you mean Ant-v5"),
         (["lst"], "check-env"),
         ([], "mpc"),
@@ -191,7 +200,29 @@ def test_nan_plans_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert cli.main([*TINY, "--planner", "mppi", "--steps", "4", "--out", str(tmp_path / "run")]) == 0
     fallbacks = [row["fallback"] for row in rows(tmp_path / "run")]
     assert fallbacks[:3] == ["0", "0", "1"]
-    assert "the new plan was unusable" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "the new plan was unusable" in text
+    assert "In 1 of 4 steps there was no prediction to compare" in text
+    assert "The states that were predicted came true to the last bit" in text
+    assert "Every predicted state" not in text and "every predicted state" not in text
+
+
+def test_a_run_without_any_usable_plan_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mbrl.planners import MPPI
+
+    update = MPPI.update
+
+    def broken(self: Any, state: Any, knots: Any, cost: Any) -> Any:
+        state, weights = update(self, state, knots, cost)
+        return dataclasses.replace(state, solution=state.solution * torch.nan), weights
+
+    monkeypatch.setattr(MPPI, "update", broken)
+    assert cli.main([*TINY, "--planner", "mppi", "--steps", "3", "--out", str(tmp_path / "run")]) == 1
+    assert "None of the 3 plans was usable" in capsys.readouterr().err
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "No step had a prediction" in text and "came true" not in text
 
 
 def test_diverging_physics_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +239,26 @@ def test_diverging_physics_end_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert cli.main([*TINY, "--planner", "mppi", "--steps", "9", "--out", str(tmp_path / "run")]) == 0
     last = rows(tmp_path / "run")[-1]
     assert (last["truncated"], last["diverged"]) == ("1", "1") and int(last["step"]) < 8
+    assert last["reward"] == "nan" and float(last["return"]) == int(last["step"])  # 1 for each step before
     assert "physics diverged" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_diverged_step_is_no_part_of_a_benchmarks_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mbrl.envs import WithState
+
+    step = WithState.step
+
+    def lost(self: Any, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = step(self, action)
+        if self.unwrapped.data.time > 0.1:
+            return obs, float("nan"), terminated, True, {**info, "diverged": True}
+        return obs, reward, terminated, truncated, info
+
+    monkeypatch.setattr(WithState, "step", lost)
+    result = returns.episode(
+        "InvertedPendulum-v5", RandomShooting(population=8), 0, steps=9, horizon=5, threads=1
+    )
+    assert result["truncated"] and result["return"] == result["steps"] - 1 > 0
 
 
 def test_an_unexpected_error_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +301,36 @@ def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
     assert process.returncode == 130, shown
     assert "interrupted after" in (out / "report.html").read_text(encoding="utf-8")
     assert len(rows(out)) >= 3 and not (out / "run.lock").exists()
+
+
+def test_ctrl_c_in_parse_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupt)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_ctrl_c_while_the_report_is_written_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def slow(*args: Any, **options: Any) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return write_report(*args, **options)
+
+    monkeypatch.setattr(mpc, "write_report", slow)
+    assert cli.main([*TINY, "--planner", "mppi", "--steps", "2", "--out", str(tmp_path / "run")]) == 130
+    assert "</html>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_mujoco_warns_as_before_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    def mine(text: str) -> None: ...
+
+    mujoco.set_mju_user_warning(mine)
+    assert cli.main(["list"]) == 0
+    assert mujoco.get_mju_user_warning() is mine
+    mujoco.set_mju_user_warning(None)
+    assert cli.main(["check-env", "Hoper-v5"]) == 2
+    assert mujoco.get_mju_user_warning() is None

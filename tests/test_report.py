@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
 import re
 import sys
@@ -119,6 +120,32 @@ def test_report_stands_alone(recording: Recording, tmp_path: Path) -> None:
     assert "Every predicted state came true to the last bit" in text
     assert not re.search(r"\$[a-z]+\b", text.split("<script>")[0])  # no placeholder left
     assert text.count("<svg") >= 8
+
+
+@pytest.mark.parametrize("gap", range(STEPS))
+def test_a_step_without_prediction_hides_no_error(recording: Recording, gap: int) -> None:
+    rows: list[Any] = [
+        dict(row, state_error=0.25, output_error=0.25, reward_error=0.5) for row in recording.rows
+    ]
+    for name in ("state_error", "output_error", "reward_error", "predicted_reward"):
+        rows[gap][name] = math.nan
+    known = dataclasses.replace(recording, rows=rows)
+    facts = report.measure(known)
+    assert (facts["state_error"], facts["output_error"], facts["reward_error"]) == (0.25, 0.25, 0.5)
+    assert facts["unpredicted"] == 1
+    text = " ".join(report.words(facts, mpc.Config(planner=CEM())))
+    assert "In 1 of 4 steps there was no prediction to compare" in text and "nan" not in text
+
+
+def test_a_report_copes_with_a_diverged_last_step(recording: Recording, tmp_path: Path) -> None:
+    rows: list[Any] = [dict(row) for row in recording.rows]
+    rows[-1] |= {"reward": math.nan, "reward_error": math.nan, "diverged": 1, "truncated": 1}
+    states = [*recording.states[:-1], recording.states[-1] * math.nan]
+    lost = dataclasses.replace(recording, rows=rows, states=states)
+    config = mpc.Config(planner=CEM(), env="Reacher-v5")
+    text = report.write_report(lost, config, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "physics diverged in step 3" in text and ">nan" not in text
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
 
 def test_charts_survive_odd_numbers() -> None:

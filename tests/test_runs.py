@@ -6,13 +6,15 @@ import csv
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mbrl.errors import RunFolderError
 from mbrl.planners import CEM
-from mbrl.runs import RunFolder
+from mbrl.runs import FILES, RunFolder
 
 COLUMNS = ("step", "value")
 
@@ -47,7 +49,7 @@ def test_a_live_run_keeps_its_folder(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_never_overwritten(tmp_path: Path) -> None:
     RunFolder(tmp_path, COLUMNS).close()
-    with pytest.raises(RunFolderError, match="already holds a finished run.*--out"):
+    with pytest.raises(RunFolderError, match="already holds metrics.csv.*--out"):
         RunFolder(tmp_path, COLUMNS)
 
 
@@ -57,11 +59,23 @@ def test_a_killed_run_keeps_its_rows_and_frees_its_folder(tmp_path: Path) -> Non
         "f.log({'step': 7, 'value': 1}); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    for name in ("report.html", "video.mp4"):
+        (tmp_path / name).write_text("old")
     assert (tmp_path / "run.lock").exists()
     with RunFolder(tmp_path, COLUMNS) as folder:
         folder.log({"step": 0, "value": 2})
     assert rows(tmp_path / "metrics.csv")[0]["step"] == "0"
     assert rows(tmp_path / "metrics.killed1.csv")[0]["step"] == "7"
+    for name in ("report.killed1.html", "video.killed1.mp4"):
+        assert (tmp_path / name).read_text() == "old"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_the_user_is_never_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunFolderError, match=f"already holds {name}.*--out"):
+        RunFolder(tmp_path, COLUMNS)
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "run.lock").exists()
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
@@ -72,10 +86,27 @@ def test_default_folders_are_numbered(tmp_path: Path) -> None:
     assert paths == ["run", "run-2", "run-3"]
 
 
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def start(_: int) -> str:
+        together.wait()
+        with RunFolder.numbered(tmp_path / "runs" / "run", COLUMNS) as folder:
+            folder.log({"step": 0, "value": 1})
+            return folder.path.name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(start, range(8)))
+    assert set(names) == {"run", *(f"run-{n}" for n in range(2, 9))}
+
+
 def test_an_unwritable_folder_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"cannot be written.*--out"):
-        RunFolder(tmp_path / "file" / "run", COLUMNS)
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunFolderError, match=r"cannot be written: .*file is a file.*--out"):
+            RunFolder(path, COLUMNS)
+    with pytest.raises(RunFolderError, match=r"file is a file"):
+        RunFolder.numbered(tmp_path / "file" / "run", COLUMNS)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

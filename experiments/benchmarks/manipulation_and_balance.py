@@ -7,28 +7,25 @@ One JSON file per case and seed; those that exist are skipped, so an interrupted
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
+import tyro
 
 from mbrl.envs.world import World
 from mbrl.envs.worlds import make_world
+from mbrl.errors import UnknownName
 from mbrl.estimators import FullState
+from mbrl.experiments.benchmarks.record import RESULTS, machine, write
 from mbrl.mpc import MPC
 from mbrl.planners import MPPI
 from mbrl.planners.sampling import SamplingPlanner
-
-RESULTS = Path(__file__).parent / "results" / "robots"
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,8 @@ def episode(world: World, case: Case, seed: int, threads: int) -> dict[str, Any]
         y = torch.as_tensor(info["state"][-world.layout.size :])
         good.append(bool(task.success(y)))
         gaps.append(float(task.gap(y)))
-        total += float(reward)
+        if not info["diverged"]:  # else it is the reward of no state that there is
+            total += float(reward)
         ended = terminated or truncated
     wall = time.perf_counter() - started
     held = next((i for i in range(len(good)) if all(good[i:])), None)
@@ -112,20 +110,7 @@ def episode(world: World, case: Case, seed: int, threads: int) -> dict[str, Any]
     }
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Where the numbers were measured."""
-    return {
-        "cpus": os.cpu_count(),
-        "threads": threads,
-        "load_average": os.getloadavg(),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        "mujoco": mujoco.__version__,
-        "torch": torch.__version__,
-    }
-
-
-def run(name: str, case: Case, seeds: list[int], threads: int, folder: Path) -> list[dict[str, Any]]:
+def run(name: str, case: Case, seeds: Sequence[int], threads: int, folder: Path) -> list[dict[str, Any]]:
     """The results of all seeds, from files where they exist."""
     results, world = [], None
     for seed in seeds:
@@ -142,12 +127,10 @@ def run(name: str, case: Case, seeds: list[int], threads: int, folder: Path) -> 
                 "planner": config,
                 "planning_timestep": (world.planning_model or world.model).opt.timestep,
                 "plant_timestep": world.model.opt.timestep,
-                "machine": machine(threads),
+                "threads": threads,
+                "machine": machine(),
             }
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(result, indent=1) + "\n")
-            part.replace(path)
+            write(path, result)
             print(_row(result), flush=True)
         results.append(json.loads(path.read_text()))
     return results
@@ -155,25 +138,36 @@ def run(name: str, case: Case, seeds: list[int], threads: int, folder: Path) -> 
 
 def _row(r: Mapping[str, Any]) -> str:
     reached = "   –  " if r["seconds_to_success"] is None else f"{r['seconds_to_success']:6.2f}"
+    load = (
+        r["machine"]["load"] if "load" in r["machine"] else r["machine"]["load_average"][0]
+    )  # older results have the latter
     return (
         f"{r['case']:14} seed {r['seed']:2}  {'yes' if r['success'] else 'NO ':3}  gap {r['gap']:7.4f}  "
         f"from {reached} s  {r['simulated_seconds']:5.2f} s  plan {r['plan_ms_median']:6.1f} ms  "
-        f"real-time factor {r['real_time_factor']:.3f}  load {r['machine']['load_average'][0]:.1f}"
+        f"real-time factor {r['real_time_factor']:.3f}  load {load:.1f}"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=sorted(CASES), action="append", help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: all of the case")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Config:
+    case: tuple[str, ...] = tuple(CASES)
+    seeds: tuple[int, ...] = ()
+    """Episodes; all of the case unless given."""
+    threads: int = 0
+    """Of the simulator; 0 for all processors."""
+    folder: Path = RESULTS / "robots"
+
+    def __post_init__(self) -> None:
+        for name in self.case:
+            if name not in CASES:
+                raise UnknownName("case", name, CASES)
+
+
+def main(config: Config) -> None:
     torch.set_num_threads(1)  # the simulator has the processors
-    for name in args.case or CASES:
+    for name in config.case:
         case = CASES[name]
-        seeds = list(range(case.seeds)) if args.seeds is None else args.seeds
-        results = run(name, case, seeds, args.threads, args.folder)
+        results = run(name, case, config.seeds or range(case.seeds), config.threads, config.folder)
         for result in results:
             print(_row(result))
         won = sum(r["success"] for r in results)
@@ -185,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Config, description=__doc__))

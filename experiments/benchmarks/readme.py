@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
+
 from mbrl.envs import WORLDS
 from mbrl.experiments.benchmarks import returns
 from mbrl.experiments.benchmarks.record import RESULTS
 
+MISSING = "Not measured yet."
 README = RESULTS.parent.parent.parent / "README.md"
 
 
@@ -35,7 +38,9 @@ def worlds() -> str:
 
 
 def fidelity() -> str:
-    result = json.loads((RESULTS / "fidelity.json").read_text())
+    result = next(iter(load("fidelity.json")), None)
+    if result is None:
+        return ""
     cases = result["worlds"]
     exact = [name for name, case in cases.items() if max(case["state_error"].values()) == 0]
     wrong = sum(case[kind]["wrong_ends"] for case in cases.values() for kind in ("float32", "float64"))
@@ -62,7 +67,9 @@ def fidelity() -> str:
 
 
 def throughput() -> str:
-    result = json.loads((RESULTS / "throughput.json").read_text())
+    result = next(iter(load("throughput.json")), None)
+    if result is None:
+        return ""
     rows = (
         (
             name,
@@ -78,7 +85,7 @@ def throughput() -> str:
 
 
 def returns_table() -> str:
-    config = returns.Config()
+    config = returns.Config(out=RESULTS / "returns")
     rows = returns.summarise(config)
     parts = []
     for budget in config.budgets:
@@ -91,6 +98,8 @@ def returns_table() -> str:
         if lines:
             parts.append(f"{budget:,} simulated steps per control step:\n")
             parts.append(table(("env", *config.planners), lines) + "\n")
+    if not parts:
+        return ""
     return "\n".join(parts) + "\n`n` is the number of seeds that have run; the best mean of a row is bold."
 
 
@@ -103,7 +112,7 @@ def _cell(row: dict[str, Any] | None, best: bool) -> str:
 
 
 def endurance() -> str:
-    rows = (
+    rows = [
         (
             result["env"],
             f"{result['steps']} of {result['wanted_steps']}",
@@ -112,38 +121,107 @@ def endurance() -> str:
             f"{result['plan_ms']['median']:.0f}",
         )
         for result in load("endurance/*.json")
-    )
-    return table(("world", "control steps without a fall", "planner", "return", "plan, ms"), rows)
+    ]
+    head = ("world", "control steps without a fall", "planner", "return", "plan, ms")
+    return table(head, rows) if rows else ""
 
 
 def robots() -> str:
-    groups: dict[str, list[dict[str, Any]]] = {}
+    cases: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of each case, those with equal settings
     for result in [*load("legged/*.json"), *load("robots/*.json")]:
-        groups.setdefault(result["case"], []).append(result)
+        same = json.dumps(settings(result), sort_keys=True)
+        cases.setdefault(result["case"], {}).setdefault(same, []).append(result)
     rows = []
-    for name, results in groups.items():
-        speeds = [result["mean_velocity"] for result in results if "walk" in name]
-        detail = f"mean speed {min(speeds):.2f} to {max(speeds):.2f} m/s" if speeds else ""
-        if name.startswith("panda"):
-            detail = f"final distance {100 * max(result['gap'] for result in results):.1f} cm at most"
-        planner = results[0]["planner"]
-        rows.append(
-            (
-                f"`{name}`",
-                f"{sum(result['success'] for result in results)} of {len(results)}",
-                detail,
-                f"{planner['type']}, {planner['population']} × {planner['iterations']}",
-                f"{statistics.median(result['plan_ms_median'] for result in results):.0f}",
-                f"{statistics.median(result['real_time_factor'] for result in results):.2f}",
+    for name, groups in cases.items():
+        every = [settings(results[0]) for results in groups.values()]
+        differ = sorted({k for one in every for k in one if len({str(other.get(k)) for other in every}) > 1})
+        for results, planner in zip(groups.values(), every, strict=True):
+            speeds = [result["mean_velocity"] for result in results if "walk" in name]
+            detail = f"mean speed {min(speeds):.2f} to {max(speeds):.2f} m/s" if speeds else ""
+            if name.startswith("panda"):
+                detail = f"final distance {100 * max(result['gap'] for result in results):.1f} cm at most"
+            plans = "type" in planner  # else the baseline that holds the control of the stance
+            label = "hold the stance (no planner)"
+            if plans:
+                label = f"{planner['type']}, {planner['population']} × {planner['iterations']}"
+                label += "".join(f", {k} {planner.get(k)}" for k in differ if k != "type")
+            rows.append(
+                (
+                    f"`{name}`",
+                    f"{sum(result['success'] for result in results)} of {len(results)}",
+                    detail,
+                    label,
+                    f"{median(results, 'plan_ms_median'):.0f}" if plans else "–",
+                    f"{median(results, 'real_time_factor'):.2f}" if plans else "–",
+                )
             )
-        )
     head = ("world", "successes", "detail", "planner, candidates", "plan, ms", "real-time factor")
-    arms = load("robustness/*.json")
-    text = table(head, rows)
-    if arms:
-        falls = ", ".join(f"{arm['falls']} of {arm['seeds']} ({arm['arm']})" for arm in arms)
-        text += f"\n\nFalls on plants whose mass and friction lie within ±20 % of the model's: {falls}."
-    return text
+    return table(head, rows) if rows else ""
+
+
+def settings(result: dict[str, Any]) -> dict[str, Any]:
+    """The planner of a result, with its horizon."""
+    return {"horizon": result.get("horizon"), **result["planner"]}
+
+
+def median(results: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(result[name] for result in results))
+
+
+def robustness() -> str:
+    arms = {arm["arm"]: arm for arm in load("robustness/*.json")}
+    order = ("no mismatch", "nominal", "sampled", "nominal, same work")
+    if not arms.keys() >= set(order):
+        return ""
+    config = arms["sampled"]["config"]
+    few, many, n = config["candidates"], config["candidates"] * config["models"], config["models"]
+    planned_on = (
+        f"the nominal model, {few} candidates; plants unchanged",
+        f"the nominal model, {few} candidates",
+        f"{n} sampled models, {few} candidates",
+        f"the nominal model, {many} candidates",
+    )
+    rows = []
+    for name, what, work in zip(order, planned_on, (1, 1, n, n), strict=True):
+        arm = arms[name]
+        interval = scipy.stats.binomtest(arm["falls"], arm["seeds"]).proportion_ci(method="wilson")
+        share = f"{100 * interval.low:.0f} – {100 * interval.high:.0f} %"
+        distance = f"{statistics.median(arm['distance']):.2f}"
+        rows.append((name, what, f"{work} ×", f"{arm['falls']} of {arm['seeds']}", share, distance))
+    head = ("arm", "planned on", "work", "falls", "95 % interval", "median distance, m")
+    nominal, sampled, same = (arms[name] for name in order[1:])
+    return (
+        table(head, rows)
+        + f"\n\nWith {few} candidates each, {verdict(sampled, 'sampled', nominal, 'nominal')} "
+        + f"At equal work, {verdict(same, 'nominal', sampled, 'sampled')} "
+        + "The plants of all arms but the first have mass and friction within ±20 % of the model's; "
+        + "p is two-sided, from McNemar's exact test over the same plants."
+    )
+
+
+def verdict(a: dict[str, Any], name_a: str, b: dict[str, Any], name_b: str) -> str:
+    """Which of two arms fell less often, and whether that is more than chance."""
+    p = mcnemar(a["fell_at"], b["fell_at"])
+    if a["falls"] == b["falls"]:
+        return f"both planners fell {a['falls']} times (p = {p:.2f})."
+    if a["falls"] > b["falls"]:
+        a, name_a, b, name_b = b, name_b, a, name_a
+    significant = "and the difference is significant" if p < 0.05 else "but the difference is not significant"
+    far, near = (statistics.median(arm["distance"]) for arm in (a, b))
+    return (
+        f"planning on the {name_a} model{'s' * (name_a == 'sampled')} led to fewer falls "
+        f"({a['falls']} against {b['falls']} of {a['seeds']} for {name_b}), "
+        f"{significant} (p = {p:.2f}); the robot went {far:.2f} m against {near:.2f} m (medians)."
+    )
+
+
+def mcnemar(a: list[int | None], b: list[int | None]) -> float:
+    """Two-sided exact p that two planners fall equally often, from when they fell (None: never) on the same plants."""
+    only_a = sum(x is not None and y is None for x, y in zip(a, b, strict=True))
+    only_b = sum(x is None and y is not None for x, y in zip(a, b, strict=True))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -153,6 +231,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "returns": returns_table,
     "endurance": endurance,
     "robots": robots,
+    "robustness": robustness,
 }
 
 
@@ -163,7 +242,7 @@ def main(path: Path = README) -> None:
         if opening not in text or closing not in text:
             raise SystemExit(f"README.md has no section {opening.strip()} … {closing}.")
         before, rest = text.split(opening, 1)
-        text = before + opening + section() + "\n" + closing + rest.split(closing, 1)[1]
+        text = before + opening + (section() or MISSING) + "\n" + closing + rest.split(closing, 1)[1]
     path.write_text(text)
 
 

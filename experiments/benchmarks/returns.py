@@ -104,7 +104,8 @@ def episode(
         predicted = mpc.report.plan.states
         assert predicted is not None
         error = max(error, float((predicted[0, 1] - torch.as_tensor(info["state"])).abs().max()))
-        total += float(reward)
+        if not info["diverged"]:  # else it is the reward of no state that there is
+            total += float(reward)
         if terminated or truncated:
             break
     return {
