@@ -75,23 +75,23 @@ def evaluate(
     states = [x] if keep_states else None
 
     total = torch.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
-    survival = torch.ones_like(total)
+    survival: Tensor | None = None  # probability of having survived; None while it is 1 for all
     diverged = torch.zeros_like(total, dtype=torch.bool)
     weight = 1.0
     for k in range(H):
         u_k = u[..., k, :]
         x_next = dynamics.step(x, u_k, k)
         y_next = dynamics.output(x_next)
-        alive = survival > 0
         # A sum is finite only if its terms are: one pass instead of isfinite().all(-1).
-        diverged |= alive & ~torch.isfinite(y_next.sum(-1))
+        lost = ~torch.isfinite(y_next.sum(-1))
+        diverged |= lost if survival is None else lost & (survival > 0)
         stage = problem.cost.stage(y, u_k, y_next, k, _params(problem, k))
         if getattr(stage, "shape", None) != total.shape:
             raise ContractError(
                 f"The stage cost of {_name(problem)} must have the shape of its inputs without the last axis, "
                 f"{tuple(total.shape)}, but it returned {_shape(stage)}."
             )
-        total = total + torch.where(alive, weight * survival * stage, 0.0)
+        total = total + _weigh(stage, weight, survival)
         if problem.terminated is not None:
             end = problem.terminated(y_next)
             if getattr(end, "shape", None) != total.shape:
@@ -102,13 +102,12 @@ def evaluate(
             # Asking whether anything ended costs less than the rest; on a GPU it would wait for the device.
             if end.is_cuda or bool(end.any()):
                 end = end.to(total.dtype)
+                before = torch.ones_like(total) if survival is None else survival
                 # A NaN probability would end the row at no further cost.
-                diverged |= alive & torch.isnan(end)
+                diverged |= (before > 0) & torch.isnan(end)
                 if problem.termination_cost:
-                    total = total + torch.where(
-                        alive, weight * survival * end * problem.termination_cost, 0.0
-                    )
-                survival = torch.where(alive, survival * (1.0 - end), 0.0)
+                    total = total + _weigh(end * problem.termination_cost, weight, before)
+                survival = torch.where(before > 0, before * (1.0 - end), 0.0)
                 if not (keep_states or x_next.requires_grad):
                     # Rows that ended are retired: simulators skip rows that are not finite.
                     x_next = torch.where((survival > 0)[..., None], x_next, torch.nan)
@@ -127,7 +126,7 @@ def evaluate(
                 f"inputs without the last axis, {tuple(total.shape)}, but one returned {_shape(end)}."
             )
     terminal = torch.stack(ends).sum(0)
-    total = total + torch.where(survival > 0, weight * survival * terminal, 0.0)
+    total = total + _weigh(terminal, weight, survival)
     total = torch.where(diverged | ~torch.isfinite(total), torch.inf, total)
     kept = None
     if states is not None:
@@ -139,6 +138,11 @@ def evaluate(
         cost = torch.where(torch.isinf(total).any(0) | torch.isnan(cost), torch.inf, cost)
         return Evaluation(cost, diverged.to(cost.dtype).mean(0), kept)
     return Evaluation(total, diverged.to(total.dtype), kept)
+
+
+def _weigh(cost: Tensor, weight: float, survival: Tensor | None) -> Tensor:
+    """weight · survival · cost, but 0 where survival is 0: there the cost may be NaN."""
+    return weight * cost if survival is None else torch.where(survival > 0, weight * survival * cost, 0.0)
 
 
 def _params(problem: Problem[Any, Any, Any], k: int) -> Tensor | None:
