@@ -11,6 +11,7 @@ float32 actions and with float64 ones.
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mbrl.envs import WORLDS, World, make_world
+from mbrl.envs import WORLDS, MjcfEnv, World, make_world
 from mbrl.estimators import FullState
 from mbrl.experiments.benchmarks.record import RESULTS, machine, write
 from mbrl.mpc import MPC
@@ -67,6 +68,8 @@ def task_errors(world: World, dtype: type, config: Config) -> dict[str, Any]:
     for _ in range(config.random_steps):
         action: np.ndarray = rng.uniform(low, high).astype(dtype)
         obs, reward, terminated, truncated, info = env.step(action)
+        if isinstance(env.unwrapped, MjcfEnv):
+            action = action.astype(np.float32)  # it rounds before it acts
         y_next = output(torch.as_tensor(info["state"]))
         ours = float(world.task.reward(y, torch.as_tensor(action, dtype=torch.float64), y_next))
         result["reward"] = max(result["reward"], abs(ours - float(reward)))
@@ -86,7 +89,8 @@ def main(config: Config) -> None:
     table = Table(
         "world", "state, 1 thread", "state, 2 threads", "reward f32", "reward f64", "obs", "wrong ends"
     )
-    results = {}
+    path = RESULTS / "fidelity.json"
+    results = json.loads(path.read_text())["worlds"] if path.exists() else {}  # of worlds not run now
     for name in config.worlds:
         world = make_world(name)
         states = {threads: prediction_error(world, threads, config) for threads in (1, 2)}
@@ -102,7 +106,7 @@ def main(config: Config) -> None:
         )
     Console(width=140).print(table)
     write(
-        RESULTS / "fidelity.json",
+        path,
         {"config": dataclasses.asdict(config), "machine": machine(), "worlds": results},
     )
 

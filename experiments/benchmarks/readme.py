@@ -100,7 +100,23 @@ def returns_table() -> str:
             parts.append(table(("env", *config.planners), lines) + "\n")
     if not parts:
         return ""
-    return "\n".join(parts) + "\n`n` is the number of seeds that have run; the best mean of a row is bold."
+    parts.append("`n` is the number of seeds that have run; the best mean of a row is bold.")
+    parts += ["", "Expected was iCEM > CEM > random shooting at equal simulated steps. Measured:", ""]
+    for env in returns.LARGE_ENVS:
+        for budget in config.budgets:
+            means = {
+                row["planner"]: row["mean"] for row in rows if (row["env"], row["budget"]) == (env, budget)
+            }
+            order = sorted((name for name in means if name in returns.LARGE_PLANNERS), key=means.__getitem__)
+            if order:
+                parts.append(f"* {env}, {budget:,} steps: {' > '.join(reversed(order))}.")
+    run = {(row["env"], row["budget"]) for row in rows}
+    cells = [(env, config.budgets[0]) for env in config.envs]
+    cells += [(env, config.budgets[1]) for env in returns.LARGE_ENVS]
+    missing = [f"{env} at {budget:,}" for env, budget in cells if (env, budget) not in run]
+    if missing:
+        parts += ["", f"Not run yet: {', '.join(missing)}."]
+    return "\n".join(parts)
 
 
 def _cell(row: dict[str, Any] | None, best: bool) -> str:
