@@ -111,9 +111,9 @@ def returns_table() -> str:
             if order:
                 parts.append(f"* {env}, {budget:,} steps: {' > '.join(reversed(order))}.")
     run = {(row["env"], row["budget"]) for row in rows}
-    cells = [(env, config.budgets[0]) for env in config.envs]
-    cells += [(env, config.budgets[1]) for env in returns.LARGE_ENVS]
-    missing = [f"{env} at {budget:,}" for env, budget in cells if (env, budget) not in run]
+    wanted = [(env, config.budgets[0]) for env in config.envs]
+    wanted += [(env, config.budgets[1]) for env in returns.LARGE_ENVS]
+    missing = [f"{env} at {budget:,}" for env, budget in wanted if (env, budget) not in run]
     if missing:
         parts += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(parts)
