@@ -113,3 +113,12 @@ def test_robustness_sentence_follows_from_the_numbers(
         (tmp_path / "robustness" / path.name).write_text(json.dumps(arm))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert "the difference is significant (p = 0.00)" in readme.robustness()
+
+
+def test_readme_example_runs(tmp_path: Path) -> None:
+    block = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), flags=re.DOTALL)[0]
+    assert "range(100)" in block
+    script = tmp_path / "readme.py"
+    script.write_text(block.replace("range(100)", "range(2)"))
+    steps = runpy.run_path(str(script), run_name="__main__")
+    assert steps["info"]["state"].shape == (steps["problem"].dynamics.nx,)
