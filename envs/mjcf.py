@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.checks import NOT_FINITE, check_value, fail
+from mbrl.checks import fail
 from mbrl.envs.layout import Layout
 from mbrl.envs.mujoco import diverged, read_state
 from mbrl.envs.world import World
 from mbrl.errors import ContractError
 from mbrl.problem import Box
 from mbrl.protocols import Task
+from mbrl.task_checks import NOT_FINITE, check_value
 
 Reset = Callable[[mujoco.MjModel, mujoco.MjData, np.random.Generator], None]
 """Writes the first state of an episode into a fresh MjData; `mj_forward` follows."""

@@ -141,7 +141,7 @@ def run(command: Any, console: Console) -> int:
                     )
         case CheckEnv():
             world = make_world(command.name)
-            from mbrl.checks import check_task
+            from mbrl.task_checks import check_task
 
             warnings = check_task(world, steps=command.steps, seed=command.seed)
             for warning in warnings:

@@ -4,7 +4,7 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 `Plan`; `MPC` turns a planner into a policy. Shapes and names are in `mbrl.protocols`.
 """
 
-from mbrl.checks import check_dynamics, check_task
+from mbrl.checks import check_dynamics
 from mbrl.errors import ContractError, MbrlError, MissingExtra, PlanWarning, UnknownName, UnsupportedProblem
 from mbrl.estimators import FullState, Observed
 from mbrl.mpc import MPC, MPCReport
@@ -13,6 +13,7 @@ from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, fro
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task
 from mbrl.risk import CVaR, Mean, Risk
 from mbrl.rollout import Evaluation, evaluate, realize, rollout
+from mbrl.task_checks import check_task
 
 __all__ = [
     "MPC",
