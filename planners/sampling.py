@@ -187,7 +187,7 @@ class SamplingPlanner(ABC, Generic[S]):
 
         # Scored once more on a fresh draw: the cost of the winner of a search is biased by luck.
         pair, final = score_twice(state.solution)
-        evaluations += 2 * particles * problem.horizon
+        evaluations += (2 if deadline is None else 4) * particles * problem.horizon
         assert final.states is not None  # kept on request
         spread = (weights[..., None, None] * knots**2).sum(1) - (weights[..., None, None] * knots).sum(1) ** 2
         info: dict[str, Tensor | float | int | str] = {
