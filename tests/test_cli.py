@@ -18,6 +18,7 @@ import mujoco
 import pytest
 import torch
 
+from mbrl.envs import gym_world
 from mbrl.experiments import cli, mpc
 from mbrl.experiments.benchmarks import returns
 from mbrl.experiments.report import write_report
@@ -255,9 +256,9 @@ def test_a_diverged_step_is_no_part_of_a_benchmarks_return(monkeypatch: pytest.M
         return obs, reward, terminated, truncated, info
 
     monkeypatch.setattr(WithState, "step", lost)
-    result = returns.episode(
-        "InvertedPendulum-v5", RandomShooting(population=8), 0, steps=9, horizon=5, threads=1
-    )
+    world = gym_world("InvertedPendulum-v5")
+    problem = world.problem(5, threads=1)
+    result = returns.episode(world, problem, RandomShooting(population=8), 0, steps=9)
     assert result["truncated"] and result["return"] == result["steps"] - 1 > 0
 
 

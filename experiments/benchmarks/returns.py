@@ -25,11 +25,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mbrl.envs import gym_world
+from mbrl.envs import World, gym_world
 from mbrl.estimators import FullState
 from mbrl.experiments.benchmarks.record import RESULTS, machine, write
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
+from mbrl.problem import Box, Problem
 
 # Cheapest first, so that an unfinished table is as full as it can be.
 ENVS = (
@@ -84,14 +85,12 @@ def planners_at(candidates: int) -> dict[str, SamplingPlanner[Any]]:
 
 
 def episode(
-    env_name: str, planner: SamplingPlanner[Any], seed: int, *, steps: int, horizon: int, threads: int = 0
+    world: World, problem: Problem[Any, Any, Box], planner: SamplingPlanner[Any], seed: int, *, steps: int
 ) -> dict[str, Any]:
-    """One episode on the true simulator, planned with the true simulator."""
-    world = gym_world(env_name)
+    """One episode in the world, planned with the problem."""
     env = world.make()
     obs, info = env.reset(seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    problem = world.problem(horizon, threads=threads)
     mpc = MPC(problem, planner, estimator=FullState(), generator=generator)
     total, plan_ms, error, model_steps = 0.0, [], 0.0, 0
     terminated = truncated = False
@@ -136,9 +135,9 @@ def run(config: Config) -> None:
                     if path.exists():
                         continue
                     tic = time.perf_counter()
-                    result = episode(
-                        env, planner, seed, steps=config.steps, horizon=horizon, threads=config.threads
-                    )
+                    world = gym_world(env)
+                    problem = world.problem(horizon, threads=config.threads)
+                    result = episode(world, problem, planner, seed, steps=config.steps)
                     result |= {"env": env, "planner": name, "budget": budget, "seed": seed}
                     result |= {"settings": dataclasses.asdict(planner), "horizon": horizon}
                     result |= {"threads": config.threads, "machine": machine()}
