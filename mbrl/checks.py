@@ -33,6 +33,7 @@ def gap(a: Tensor, b: Tensor) -> str:
     """How far two tensors are apart, for messages."""
     if a.shape != b.shape:
         return f"their shapes are {tuple(a.shape)} and {tuple(b.shape)}"
+    a, b = a.detach(), b.detach()
     difference = (a - b.to(a)).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
     where = tuple((difference == difference.max()).nonzero()[0].tolist())
     return f"they differ by {float(difference[where]):.3g} at {where} ({float(a[where]):.9g} and {float(b[where]):.9g})"

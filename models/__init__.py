@@ -1,0 +1,27 @@
+"""Learned dynamics: neural ensembles, their training and how their uncertainty is propagated."""
+
+from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
+from mbrl.models.ensemble import Ensemble, Prediction
+from mbrl.models.networks import EnsembleMLP
+from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Thompson, TSInf
+from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
+
+__all__ = [
+    "TS1",
+    "Calibration",
+    "Ensemble",
+    "EnsembleMLP",
+    "Epoch",
+    "Fit",
+    "FitConfig",
+    "HorizonError",
+    "MeanDynamics",
+    "MomentMatching",
+    "Prediction",
+    "TSInf",
+    "Thompson",
+    "Trainer",
+    "calibrate",
+    "horizon_error",
+    "recalibrate",
+]

@@ -1,0 +1,194 @@
+"""A bootstrap ensemble of neural networks that predicts the next y: deterministic or probabilistic, 1 to E members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.func import jacrev, vmap
+
+from mbrl.errors import ContractError
+from mbrl.features import Features
+from mbrl.models.networks import Activation, EnsembleMLP
+from mbrl.models.propagation import TS1
+from mbrl.protocols import Dynamics
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What each of n members says, in units of y.
+
+    Attributes:
+        y_next: (n, B, ny), the mean.
+        change: (n, B, n_predicted), the mean answer of the network that leads to y_next, see `Features`.
+        variance: (n, B, n_predicted), the aleatoric variance of the predicted entries; zeros if deterministic.
+        reward: (n, B) mean, or None without a reward head.
+        end: (n, B) probability that the episode ends, or None without a termination head.
+    """
+
+    y_next: Tensor
+    change: Tensor
+    variance: Tensor
+    reward: Tensor | None = None
+    end: Tensor | None = None
+
+    def aleatoric(self) -> Tensor:
+        """Noise of the world itself: the mean of the members' variances, (B, n_predicted)."""
+        return self.variance.mean(0)
+
+    def epistemic(self) -> Tensor:
+        """Ignorance: the variance of the members' means, (B, ny). The two add up to the total variance."""
+        return self.y_next.var(0, correction=0)
+
+
+class Ensemble(nn.Module):
+    """E networks of y and u that predict normalised changes of y, each with a Gaussian of its own.
+
+    As `Stochastic` dynamics it propagates particles by TS1; `mbrl.models.propagation` has the other ways.
+
+    Args:
+        ny, nu: sizes; the state of a learned model is y.
+        dt: seconds per step.
+        features: what the networks see and predict.
+        members: E.
+        probabilistic: whether the networks also predict a variance; else they are deterministic.
+        reward, termination: whether to learn these too.
+        generator: of the first weights.
+
+    Reference: Chua et al. 2018, "Deep reinforcement learning in a handful of trials using probabilistic
+        dynamics models"; Lakshminarayanan et al. 2017.
+    Differs: targets are normalised as well as inputs, so that no dimension of y rules the loss and the
+        learned bounds of the log-variance mean the same for all.
+    """
+
+    def __init__(
+        self,
+        ny: int,
+        nu: int,
+        dt: float,
+        *,
+        features: Features | None = None,
+        members: int = 5,
+        hidden: tuple[int, ...] = (200, 200, 200, 200),
+        activation: Activation = "silu",
+        probabilistic: bool = True,
+        reward: bool = False,
+        termination: bool = False,
+        generator: Generator,
+    ):
+        super().__init__()
+        if min(ny, nu, members) < 1 or not dt > 0:
+            raise ContractError(
+                f"An Ensemble needs ny, nu and members ≥ 1 and dt > 0 s, but got {ny}, {nu}, {members} and {dt}."
+            )
+        self.nx, self.ny, self.nu, self.dt = ny, ny, nu, float(dt)
+        self.features = features = features or Features(ny)
+        if features.ny != ny:
+            raise ContractError(f"The features are for ny = {features.ny}, but the ensemble has ny = {ny}.")
+        self.members, self.probabilistic = members, probabilistic
+        self.learns_reward, self.learns_termination = reward, termination
+        self.np = len(features.predicted)
+        nf = features.inputs(torch.zeros(ny)).shape[-1] + nu
+        self.nt = self.np + reward
+        outputs = self.nt * (1 + probabilistic) + termination
+        self.net = EnsembleMLP(
+            nf, outputs, members=members, hidden=hidden, activation=activation, generator=generator
+        )
+        self.max_logvar = nn.Parameter(torch.full((self.nt,), 0.5), requires_grad=probabilistic)
+        self.min_logvar = nn.Parameter(torch.full((self.nt,), -10.0), requires_grad=probabilistic)
+        self.register_buffer("input_mean", torch.zeros(nf))
+        self.register_buffer("input_scale", torch.ones(nf))
+        self.register_buffer("target_mean", torch.zeros(self.nt))
+        self.register_buffer("target_scale", torch.ones(self.nt))
+        self.register_buffer("temperature", torch.ones(self.nt))
+        self.register_buffer("elites", torch.arange(members))
+
+    input_mean: Tensor
+    input_scale: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+    temperature: Tensor
+    elites: Tensor
+
+    def inputs(self, y: Tensor, u: Tensor) -> Tensor:
+        """Normalised inputs (..., nf) of y (..., ny) and u (..., nu)."""
+        z = torch.cat([self.features.inputs(y), u.to(y)], -1).to(self.input_mean)
+        return (z - self.input_mean) * (1 / self.input_scale)
+
+    def targets(self, y: Tensor, y_next: Tensor, reward: Tensor | None = None) -> Tensor:
+        """What the networks are to say, normalised, (..., nt)."""
+        t = self.features.targets(y, y_next)
+        if self.learns_reward:
+            assert reward is not None
+            t = torch.cat([t, reward[..., None]], -1)
+        return (t.to(self.target_mean) - self.target_mean) / self.target_scale
+
+    def heads(self, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Mean (..., nt), log-variance (..., nt) and termination logit (...) in the output of the network.
+
+        The mean and the variance are of normalised targets; the bounds of the log-variance are soft and learned.
+        """
+        mean = out[..., : self.nt]
+        logvar = None
+        if self.probabilistic:
+            raw = out[..., self.nt : 2 * self.nt]
+            logvar = self.max_logvar - nn.functional.softplus(self.max_logvar - raw)
+            logvar = self.min_logvar + nn.functional.softplus(logvar - self.min_logvar)
+        return mean, logvar, out[..., -1] if self.learns_termination else None
+
+    def predict(self, y: Tensor, u: Tensor) -> Prediction:
+        """What every elite says of y (B, ny) and u (B, nu)."""
+        out = self.net(self.inputs(y, u))[self.elites]
+        mean, logvar, logit = self.heads(out)
+        t = mean * self.target_scale + self.target_mean
+        variance = torch.zeros_like(t) if logvar is None else logvar.exp() * self.target_scale**2
+        variance = variance * self.temperature**2
+        return Prediction(
+            y_next=self.features.advance(y.expand(len(t), *y.shape), t[..., : self.np].to(y)),
+            change=t[..., : self.np],
+            variance=variance[..., : self.np],
+            reward=t[..., self.np] if self.learns_reward else None,
+            end=None if logit is None else torch.sigmoid(logit),
+        )
+
+    def linearize(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of every elite's mean y_next, (n, B, ny, ny) by y (B, ny) and (n, B, ny, nu) by u (B, nu).
+
+        The networks' are in closed form, those of the features come from torch.
+        """
+        out, J = self.net.value_and_jacobian(self.inputs(y, u))
+        J = J[self.elites][..., : self.np, :] * self.target_scale[: self.np, None] / self.input_scale
+        seen, advance = jacrev(self.features.inputs), jacrev(self.features.advance, argnums=(0, 1))
+        t = out[self.elites][..., : self.np] * self.target_scale[: self.np] + self.target_mean[: self.np]
+        by_y, by_t = vmap(vmap(advance, (0, 0)), (None, 0))(y, t.to(y))
+        fy = by_y + by_t @ J[..., : -self.nu].to(y) @ vmap(seen)(y)
+        return fy, by_t @ J[..., -self.nu :].to(y)
+
+    def output(self, x: Tensor) -> Tensor:
+        return x
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+        """TS1: each particle changes its network at every step; see `mbrl.models.propagation`."""
+        return TS1(self).realize(shape, horizon, generator=generator)
+
+    @torch.no_grad()
+    def normalise(self, y: Tensor, u: Tensor, y_next: Tensor, reward: Tensor | None = None) -> None:
+        """Set mean and scale of inputs and targets from data; what does not vary keeps the scale 1."""
+        self.input_mean.zero_()
+        self.input_scale.fill_(1.0)
+        self.target_mean.zero_()
+        self.target_scale.fill_(1.0)
+        for z, mean, scale in (
+            (self.inputs(y, u), self.input_mean, self.input_scale),
+            (self.targets(y, y_next, reward), self.target_mean, self.target_scale),
+        ):
+            m, s = z.double().mean(0), z.double().std(0, correction=0)
+            mean.copy_(m)
+            # Rounding makes a constant column look like noise of its last digits.
+            scale.copy_(torch.where(s > 1e-6 * m.abs() + 1e-12, s, 1.0))
+
+    def extra_repr(self) -> str:
+        kind = "probabilistic" if self.probabilistic else "deterministic"
+        size = sum(p.numel() for p in self.parameters())
+        return f"{self.members} {kind} members, ny {self.ny}, nu {self.nu}, {size:,} weights"

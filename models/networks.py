@@ -1,0 +1,90 @@
+"""Ensembles of multilayer perceptrons as one batched matrix product per layer."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["silu", "relu", "tanh"]
+
+
+def activate(z: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return F.silu(z)
+    return torch.relu(z) if activation == "relu" else torch.tanh(z)
+
+
+def slope(z: Tensor, activation: Activation) -> Tensor:
+    """The derivative of the activation at z."""
+    if activation == "silu":
+        s = torch.sigmoid(z)
+        return s * (1 + z * (1 - s))
+    return (z > 0).to(z) if activation == "relu" else 1 - torch.tanh(z) ** 2
+
+
+class EnsembleMLP(nn.Module):
+    """E perceptrons of one architecture with weights of their own.
+
+    Args:
+        inputs, outputs: feature sizes.
+        members: E.
+        hidden: width of each hidden layer; empty for a linear map.
+        generator: of the first weights, a truncated normal with standard deviation 1/(2 √inputs), biases 0.
+
+    Reference: initialisation as in Chua et al. 2018 (PETS), software.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        members: int,
+        hidden: tuple[int, ...] = (200, 200, 200, 200),
+        activation: Activation = "silu",
+        generator: Generator,
+    ):
+        super().__init__()
+        self.members, self.activation = members, activation
+        sizes = (inputs, *hidden, outputs)
+        self.weights = nn.ParameterList(
+            nn.Parameter(_truncated_normal((members, n, m), 0.5 / math.sqrt(n), generator))
+            for n, m in pairwise(sizes)
+        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, m)) for m in sizes[1:])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(E, B, outputs) of z (E, B, inputs), or of (B, inputs) shown to every member."""
+        if z.ndim == 2:
+            z = z.expand(self.members, *z.shape)
+        *hidden, last = zip(self.weights, self.biases, strict=True)
+        for weight, bias in hidden:
+            z = activate(torch.baddbmm(bias, z, weight), self.activation)
+        return torch.baddbmm(last[1], z, last[0])
+
+    def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (E, B, outputs) and its derivative (E, B, outputs, inputs) in closed form; z as in `forward`."""
+        if z.ndim == 2:
+            z = z.expand(self.members, *z.shape)
+        *hidden, last = zip(self.weights, self.biases, strict=True)
+        J = None  # (E, B, inputs, width)
+        for weight, bias in hidden:
+            a = torch.baddbmm(bias, z, weight)
+            J = weight[:, None] if J is None else J @ weight[:, None]
+            J = J * slope(a, self.activation)[..., None, :]
+            z = activate(a, self.activation)
+        J = last[0][:, None] if J is None else J @ last[0][:, None]
+        out = torch.baddbmm(last[1], z, last[0])
+        return out, J.transpose(-1, -2).expand(*out.shape, -1)
+
+
+def _truncated_normal(shape: tuple[int, ...], std: float, generator: Generator) -> Tensor:
+    """Normal numbers of which those beyond 2 σ are drawn again."""
+    w = torch.empty(shape)
+    nn.init.trunc_normal_(w, std=std, a=-2 * std, b=2 * std, generator=generator)
+    return w

@@ -1,0 +1,243 @@
+"""How the uncertainty of an ensemble enters a rollout: TS1, TS∞, Thompson, moment matching, the mean.
+
+Each takes an ensemble and is dynamics itself, so a problem says how it wants to be planned:
+`Problem(TSInf(ensemble), …, particles=20)`. What is random is drawn once, before the rollout: the
+networks that a particle follows, and its noise, which all candidates share.
+
+Reference: Chua et al. 2018 (PETS), section 5 and appendix A.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor
+
+from mbrl.errors import ContractError
+from mbrl.models.networks import activate
+from mbrl.protocols import Dynamics
+
+if TYPE_CHECKING:
+    from mbrl.models.ensemble import Ensemble
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What the ways have in common. dtype: of the networks' arithmetic, their own unless given; y keeps its own."""
+
+    model: Ensemble
+    dtype: torch.dtype | None = None
+
+    @property
+    def nx(self) -> int:
+        return self.model.nx
+
+    @property
+    def nu(self) -> int:
+        return self.model.nu
+
+    @property
+    def ny(self) -> int:
+        return self.model.ny
+
+    @property
+    def dt(self) -> float:
+        return self.model.dt
+
+    def output(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class TS1(Propagation):
+    """Trajectory sampling: at every step each particle follows another network, in balanced shares."""
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+        members = _balanced((horizon, *shape), self.model.elites, generator)
+        return Draw(self, members, _noise(self.model, shape, horizon, generator))
+
+
+@dataclass(frozen=True)
+class TSInf(Propagation):
+    """Trajectory sampling in which a particle keeps its network: what is unknown stays the same over time."""
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+        members = _balanced((1, *shape), self.model.elites, generator)
+        return Draw(self, members, _noise(self.model, shape, horizon, generator))
+
+
+@dataclass(frozen=True)
+class Thompson(Propagation):
+    """One network, for a whole episode: explores as if it were the truth. See `draw`.
+
+    Reference: Osband et al. 2013, "(More) efficient reinforcement learning via posterior sampling".
+    """
+
+    member: int = 0
+
+    @classmethod
+    def draw(cls, model: Ensemble, *, generator: Generator) -> Thompson:
+        i = int(torch.randint(len(model.elites), (), generator=generator))
+        return cls(model, member=int(model.elites[i]))
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+        members = torch.full((1, *shape), self.member)
+        return Draw(self, members, _noise(self.model, shape, horizon, generator))
+
+
+@dataclass(frozen=True)
+class MomentMatching(Propagation):
+    """TS1 whose particles are drawn anew at every step, from a Gaussian with their mean and variance.
+
+    Particles are the first axis of `shape`, at least two of them.
+    """
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+        if len(shape) != 3 or shape[0] < 2:
+            raise ContractError(
+                f"MomentMatching needs a shape (P, 1, 1) with P ≥ 2 particles, but got {shape}. "
+                "Give the problem particles=20."
+            )
+        members = _balanced((horizon, *shape), self.model.elites, generator)
+        again = torch.randn((horizon, *shape, self.ny), generator=generator, device=generator.device)
+        return Matched(self, members, _noise(self.model, shape, horizon, generator), again)
+
+
+@dataclass(frozen=True)
+class MeanDynamics(Propagation):
+    """The mean of the members' means: deterministic, and differentiable in closed form."""
+
+    @property
+    def ndx(self) -> int:
+        return self.model.ny
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        y, u, rows = _flat(x, u)
+        return self.model.predict(y, u).y_next.mean(0).to(x).reshape(*rows, -1)
+
+    def linearize(self, x: Tensor, u: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        y, u, rows = _flat(x, u)
+        fx, fu = (f.mean(0) for f in self.model.linearize(y, u))
+        return fx.reshape(*rows, self.ny, self.ny), fu.reshape(*rows, self.ny, self.nu)
+
+    def linearize_output(self, x: Tensor) -> Tensor:
+        return torch.eye(self.ny).to(x).expand(*x.shape, -1)
+
+    def difference(self, x: Tensor, y: Tensor) -> Tensor:
+        return y - x
+
+    def retract(self, x: Tensor, dx: Tensor) -> Tensor:
+        return x + dx
+
+
+def _flat(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """x and u broadcast and in one row of rows, and the leading shape they had."""
+    rows = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])  # type: ignore[no-untyped-call]
+    y, u = (v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (x, u))
+    return y, u, rows
+
+
+class Draw:
+    """Dynamics without randomness, drawn from an ensemble. A row whose state is not finite stays so.
+
+    Args:
+        way: the propagation.
+        members: (H or 1, *shape), the network of each particle at each step.
+        noise: (H, *shape, np) standard normal numbers, or None for a deterministic ensemble.
+    """
+
+    def __init__(self, way: Propagation, members: Tensor, noise: Tensor | None):
+        model = way.model
+        self.nx, self.nu, self.ny, self.dt = model.nx, model.nu, model.ny, model.dt
+        self._model, self._dtype = model, way.dtype or model.input_mean.dtype
+        self._members, self._noise = members, noise
+        self._layers = {int(e): _folded(model, int(e), self._dtype) for e in set(members.flatten().tolist())}
+        # exp of the soft bounds: log σ² between them is σ² = e^min + 1 / (e^-max + e^-raw), written without softplus.
+        scale = (model.target_scale * model.temperature)[: model.np]
+        self._scale = scale
+        self._low = model.min_logvar[: model.np].exp()
+        self._high = (-model.max_logvar[: model.np]).exp()
+
+    def output(self, x: Tensor) -> Tensor:
+        return x
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        model, k = self._model, int(k)
+        rows = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1], self._members.shape[1:])  # type: ignore[no-untyped-call]
+        member, lead = self._shares(self._members[min(k, len(self._members) - 1)], rows)
+        y = x.expand(*rows, -1).reshape(len(member), -1, self.ny)
+        u = u.expand(*rows, -1).reshape(len(member), -1, self.nu)
+        z = model.inputs(y, u).to(self._dtype)
+        if len(self._layers) == 1:
+            out = self._forward(next(iter(self._layers)), z)
+        else:
+            out = y.new_empty(*z.shape[:-1], model.net.biases[-1].shape[-1], dtype=model.input_mean.dtype)
+            for e in self._layers:
+                (of_e,) = (member == e).nonzero(as_tuple=True)
+                if len(of_e):
+                    out[of_e] = self._forward(e, z[of_e])
+        target = out[..., : model.np]
+        if self._noise is not None:
+            raw = out[..., model.nt : model.nt + model.np]
+            std = (self._low + 1 / (self._high + torch.exp(-raw))).sqrt_() * self._scale
+            target = target + std * self._spread(self._noise[k], rows, lead)
+        return model.features.advance(y, target.to(y)).reshape(*rows, self.ny)
+
+    def _shares(self, member: Tensor, rows: torch.Size) -> tuple[Tensor, int]:
+        """The network of each particle (N,), and how many leading axes of `rows` the particles take."""
+        member = member.reshape((1,) * (len(rows) - member.ndim) + tuple(member.shape))
+        lead = max((i + 1 for i, n in enumerate(member.shape) if n > 1), default=0)
+        return member.reshape(member.shape[:lead]).expand(rows[:lead]).reshape(-1), lead
+
+    def _spread(self, noise: Tensor, rows: torch.Size, lead: int) -> Tensor:
+        """Noise (N, 1, np) of (*shape, np)."""
+        noise = noise.reshape((1,) * (len(rows) + 1 - noise.ndim) + tuple(noise.shape))
+        size = noise.shape[-1]
+        return noise.reshape(*noise.shape[:lead], size).expand(*rows[:lead], size).reshape(-1, 1, size)
+
+    def _forward(self, e: int, z: Tensor) -> Tensor:
+        """The output of network e in units of y, (n, R, outputs) of normalised inputs (n, R, nf)."""
+        *hidden, (weight, bias) = self._layers[e]
+        activation, h = self._model.net.activation, z.reshape(-1, z.shape[-1])
+        for w, b in hidden:
+            h = activate(torch.addmm(b, h, w), activation)
+        return torch.addmm(bias, h, weight).to(self._scale).reshape(*z.shape[:-1], -1)
+
+
+class Matched(Draw):
+    """A draw whose particles are replaced, at every step, by those of a Gaussian."""
+
+    def __init__(self, way: Propagation, members: Tensor, noise: Tensor | None, again: Tensor):
+        super().__init__(way, members, noise)
+        self._again = again
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        y = super().step(x, u, k)
+        return y.mean(0) + y.std(0) * self._again[int(k)].to(y)
+
+
+def _folded(model: Ensemble, e: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Weights (in, out) and biases (out,) of network e; the last layer answers in units of y."""
+    layers: list[Any] = [(w[e], b[e, 0]) for w, b in zip(model.net.weights, model.net.biases, strict=True)]
+    w, b = layers[-1]
+    scale, shift = torch.ones_like(b), torch.zeros_like(b)
+    scale[: model.nt], shift[: model.nt] = model.target_scale, model.target_mean
+    layers[-1] = (w * scale, b * scale + shift)
+    return [(w.to(dtype), b.to(dtype)) for w, b in layers]
+
+
+def _balanced(shape: tuple[int, ...], elites: Tensor, generator: Generator) -> Tensor:
+    """A network for each particle, (steps, *shape): in every step each network gets as many, give or take one."""
+    steps, n = shape[0], math.prod(shape[1:])
+    order = torch.rand((steps, n), generator=generator, device=generator.device).argsort(-1)
+    first = torch.randint(len(elites), (steps, 1), generator=generator, device=generator.device)
+    return elites[(order + first) % len(elites)].reshape(shape)
+
+
+def _noise(model: Ensemble, shape: tuple[int, ...], horizon: int, generator: Generator) -> Tensor | None:
+    if not model.probabilistic:
+        return None
+    return torch.randn((horizon, *shape, model.np), generator=generator, device=generator.device)

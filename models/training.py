@@ -1,0 +1,282 @@
+"""Fitting an ensemble: bootstrap, holdout, early stopping and a snapshot of each member's best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from mbrl.errors import ContractError
+from mbrl.models.ensemble import Ensemble
+
+DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+"""Weight decay from the first layer to the last, as in MBPO; ½ λ ‖W‖² per layer, biases free."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How an ensemble is fitted.
+
+    Attributes:
+        batch: transitions per step and member.
+        epochs: at most; one epoch shows each member as many transitions as there are.
+        patience: stop when no member improved for this many epochs. None: run all epochs.
+        improvement: relative fall of the holdout error that counts as one.
+        holdout: share of the data that trains nobody; at most `max_holdout` transitions. 0: none, and
+            the last weights are kept.
+        elites: how many of the best members answer afterwards; all unless given.
+        learning_rate, decays: of Adam; one decay per layer, or one for all.
+        bounds: weight of the pull on the learned bounds of the log-variance.
+        clip: largest norm of the gradient of one member.
+        bootstrap: whether each member draws its own data with replacement, once per fit.
+
+    Reference: Janner et al. 2019 (MBPO), appendix and software; Chua et al. 2018.
+    """
+
+    batch: int = 256
+    epochs: int = 100
+    patience: int | None = 5
+    improvement: float = 0.01
+    holdout: float = 0.2
+    max_holdout: int = 5_000
+    elites: int | None = None
+    learning_rate: float = 1e-3
+    decays: tuple[float, ...] = DECAYS
+    bounds: float = 0.01
+    clip: float = 100.0
+    bootstrap: bool = True
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's outcome. train, holdout: (E,), loss on the training data and error on the holdout."""
+
+    epoch: int
+    train: list[float]
+    holdout: list[float]
+    improved: list[bool]
+
+
+@dataclass
+class Fit:
+    """What a fit did.
+
+    Attributes:
+        epochs: one record each.
+        best: (E,), the holdout error of the weights that were kept.
+        elites: indices of the members that answer.
+        stopped: why it ended.
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    elites: list[int] = field(default_factory=list)
+    stopped: str = ""
+
+
+class Trainer:
+    """Fits one ensemble, again and again: the optimiser's state lives on between fits.
+
+    Args:
+        model: changed in place.
+        config: see `FitConfig`.
+    """
+
+    def __init__(self, model: Ensemble, config: FitConfig | None = None):
+        self.model, self.config = model, config or FitConfig()
+        self.optimizer = _adam(model, self.config)
+
+    def fit(
+        self,
+        y: Tensor,
+        u: Tensor,
+        y_next: Tensor,
+        reward: Tensor | None = None,
+        terminated: Tensor | None = None,
+        *,
+        generator: Generator,
+        progress: Callable[[Epoch], None] | None = None,
+    ) -> Fit:
+        """Fit to N transitions; y, y_next: (N, ny), u: (N, nu), reward, terminated: (N,).
+
+        Weights that are not finite are never kept: a fit that diverges ends with the best weights so far.
+
+        Raises:
+            ContractError: too few transitions, wrong shapes, NaN or inf in the data, or a head without data.
+        """
+        model, config = self.model, self.config
+        _check(model, y, u, y_next, reward, terminated)
+        n = len(y)
+        held = min(int(config.holdout * n), config.max_holdout)
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        test, train = order[:held], order[held:]
+        model.normalise(y[train], u[train], y_next[train], None if reward is None else reward[train])
+        inputs = model.inputs(y, u)
+        targets = model.targets(y, y_next, reward)
+        ends = None if terminated is None else terminated.to(inputs)
+
+        shape = (model.members, len(train))
+        own = (
+            torch.randint(len(train), shape, generator=generator, device=generator.device)
+            if config.bootstrap and model.members > 1
+            else torch.arange(len(train)).expand(shape)
+        )
+        own = train[own]  # (E, n): drawn once, else the members would see the same data in the end
+
+        fit, best = Fit(), [float("inf")] * model.members
+        kept = _snapshot(model)
+        waiting = 0
+        for epoch in range(config.epochs):
+            shuffled = torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
+            own = own.gather(1, shuffled)
+            losses = []
+            for start in range(0, len(train), config.batch):
+                batch = own[:, start : start + config.batch]
+                loss = self._step(inputs[batch], targets[batch], None if ends is None else ends[batch])
+                losses.append(loss)
+            train_loss = torch.stack(losses).mean(0)
+            errors = self._errors(inputs[test], targets[test]) if held else train_loss
+            finite = torch.isfinite(train_loss) & torch.isfinite(errors) & _finite(model)
+            improved = [
+                bool(ok) and (e < b - config.improvement * abs(b) if b < float("inf") else True)
+                for ok, e, b in zip(finite, errors.tolist(), best, strict=True)
+            ]
+            if not held:  # nothing to choose by: the newest finite weights
+                improved = finite.tolist()
+            for e, better in enumerate(improved):
+                if better:
+                    best[e] = float(errors[e])
+                    _keep(kept, model, e)
+            record = Epoch(epoch, train_loss.tolist(), errors.tolist(), improved)
+            fit.epochs.append(record)
+            if progress is not None:
+                progress(record)
+            if not finite.all():
+                bad = (~finite).nonzero().flatten().tolist()
+                fit.stopped = f"members {bad} diverged in epoch {epoch}; the best weights before are kept"
+                self.optimizer = _adam(model, config)  # its moments are spoilt
+                break
+            waiting = 0 if any(improved) else waiting + 1
+            if config.patience is not None and held and waiting > config.patience:
+                fit.stopped = f"no member improved for {waiting} epochs"
+                break
+        else:
+            fit.stopped = f"all {config.epochs} epochs are done"
+        model.load_state_dict(kept, strict=False)
+        ranked = sorted(range(model.members), key=best.__getitem__)
+        fit.best, fit.elites = best, sorted(ranked[: config.elites or model.members])
+        model.elites = torch.tensor(fit.elites, device=model.elites.device)
+        return fit
+
+    def _step(self, z: Tensor, t: Tensor, ends: Tensor | None) -> Tensor:
+        """One step of Adam; the loss of each member (E,)."""
+        model, config = self.model, self.config
+        loss = losses(model, z, t, ends)
+        total = loss.sum()
+        if model.probabilistic:
+            total = total + config.bounds * (model.max_logvar.sum() - model.min_logvar.sum())
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        _clip(model, config.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _errors(self, z: Tensor, t: Tensor) -> Tensor:
+        """Mean squared error of each member (E,), of normalised targets."""
+        chunks = [
+            ((self.model.heads(self.model.net(part))[0] - goal) ** 2).mean(-1)
+            for part, goal in zip(torch.split(z, 4096), torch.split(t, 4096), strict=True)
+        ]
+        return torch.cat(chunks, -1).mean(-1)
+
+
+def losses(model: Ensemble, z: Tensor, t: Tensor, ends: Tensor | None = None) -> Tensor:
+    """The loss of each member (E,) on normalised inputs z (E, B, nf) and targets t (E, B, nt).
+
+    Gaussian: mean of err² e^(−log σ²) + log σ². Deterministic: mean of err². Termination: cross-entropy.
+    """
+    mean, logvar, logit = model.heads(model.net(z))
+    error = (mean - t) ** 2
+    loss = (error if logvar is None else error * torch.exp(-logvar) + logvar).mean((-1, -2))
+    if logit is not None:
+        assert ends is not None
+        loss = loss + torch.nn.functional.binary_cross_entropy_with_logits(
+            logit, ends, reduction="none"
+        ).mean(-1)
+    return loss
+
+
+def _adam(model: Ensemble, config: FitConfig) -> torch.optim.Adam:
+    layers = len(model.net.weights)
+    decays: Sequence[float] = config.decays if len(config.decays) == layers else config.decays[-1:] * layers
+    groups = [
+        {"params": [w], "weight_decay": decay} for w, decay in zip(model.net.weights, decays, strict=True)
+    ]
+    groups.append({"params": list(model.net.biases), "weight_decay": 0.0})
+    if model.probabilistic:
+        groups.append({"params": [model.max_logvar, model.min_logvar], "weight_decay": 0.0})
+    return torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
+
+
+def _clip(model: Ensemble, largest: float) -> None:
+    """Scale the gradient of each member down to a norm of at most `largest`."""
+    grads = [p.grad for p in model.net.parameters() if p.grad is not None]
+    norms = torch.stack([g.flatten(1).pow(2).sum(1) for g in grads]).sum(0).sqrt()  # (E,)
+    scale = (largest / norms.clamp(min=largest))[:, None, None]
+    if bool((scale < 1).any()):
+        for g in grads:
+            g.mul_(scale)
+
+
+def _finite(model: Ensemble) -> Tensor:
+    """Whether all weights of each member are finite, (E,)."""
+    ok = torch.ones(model.members, dtype=torch.bool, device=model.elites.device)
+    for p in model.net.parameters():
+        ok &= torch.isfinite(p.flatten(1)).all(1)
+    return ok & torch.isfinite(model.max_logvar).all() & torch.isfinite(model.min_logvar).all()
+
+
+def _snapshot(model: Ensemble) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _keep(kept: dict[str, Tensor], model: Ensemble, e: int) -> None:
+    """Copy member e, and the bounds that all share."""
+    for name, p in model.named_parameters():
+        if name.startswith("net."):
+            kept[name][e] = p.detach()[e]
+        else:
+            kept[name].copy_(p.detach())
+
+
+def _check(
+    model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor, reward: Tensor | None, terminated: Tensor | None
+) -> None:
+    n = len(y)
+    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "y": (y, (n, model.ny)),
+        "u": (u, (n, model.nu)),
+        "y_next": (y_next, (n, model.ny)),
+    }
+    for name, learns, value in (
+        ("reward", model.learns_reward, reward),
+        ("terminated", model.learns_termination, terminated),
+    ):
+        if learns and value is None:
+            raise ContractError(f"This ensemble learns the {name}, so fit needs {name} (N,), but got None.")
+        if learns and value is not None:
+            wanted[name] = (value, (n,))
+    for name, (value, shape) in wanted.items():
+        if tuple(value.shape) != shape:
+            raise ContractError(f"fit needs {name} of shape {shape}, but got {tuple(value.shape)}.")
+        bad = (~torch.isfinite(value.reshape(n, -1).float()).all(-1)).nonzero().flatten()
+        if len(bad):
+            raise ContractError(
+                f"fit needs finite data, but {name} holds NaN or inf in {len(bad)} of {n} rows, first in row "
+                f"{int(bad[0])}. Leave these transitions out; the model was not changed."
+            )
+    if n < 2:
+        raise ContractError(f"fit needs at least 2 transitions, but got {n}.")

@@ -1,0 +1,356 @@
+"""Ensembles: networks, heads, propagation, training, and what bad data does to them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mbrl import Box, ContractError, Problem, check_dynamics, check_planner, evaluate, realize
+from mbrl.features import Features
+from mbrl.models import (
+    TS1,
+    Ensemble,
+    EnsembleMLP,
+    FitConfig,
+    MeanDynamics,
+    MomentMatching,
+    Thompson,
+    Trainer,
+    TSInf,
+)
+from mbrl.models.propagation import Draw
+from mbrl.planners import CEM
+from tests.problems import seeded
+
+SMALL: dict[str, Any] = {"members": 4, "hidden": (16, 16)}
+
+
+FEATURES = {
+    "all": Features(3),
+    "angle, force and direction": Features(5, hidden=(2,), angles=(0,), absolute=(2,), unit=((3, 4),)),
+    "goal": Features(4, constant=(3,), hidden=(1,)),
+}
+each_feature = pytest.mark.parametrize("features", FEATURES.values(), ids=list(FEATURES))
+
+
+def ensemble(features: Features = FEATURES["all"], nu: int = 2, **options: Any) -> Ensemble:
+    model = Ensemble(features.ny, nu, 0.1, features=features, **{**SMALL, **options}, generator=seeded())
+    with torch.no_grad():  # normalisers and bounds that do something
+        for buffer in (model.input_mean, model.target_mean):
+            buffer.uniform_(-1, 1, generator=seeded(1))
+        for buffer in (model.input_scale, model.target_scale, model.temperature):
+            buffer.uniform_(0.5, 2, generator=seeded(2))
+        model.min_logvar.fill_(-3.0)
+    return model
+
+
+def batch(
+    n: int, ny: int = 3, nu: int = 2, seed: int = 5, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    g = seeded(seed)
+    return torch.randn(n, ny, generator=g, dtype=dtype), torch.randn(n, nu, generator=g, dtype=dtype)
+
+
+def noisy(n: int, seed: int = 0, far: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """y' = y + sin 3y + u + noise of standard deviation 0.05 + 0.2 |y|, |y| ≤ far."""
+    g = seeded(seed)
+    y, u = far * (2 * torch.rand(n, 1, generator=g) - 1), 2 * torch.rand(n, 1, generator=g) - 1
+    return y, u, y + torch.sin(3 * y) + u + (0.05 + 0.2 * y.abs()) * torch.randn(n, 1, generator=g)
+
+
+def fitted(n: int = 2_000, epochs: int = 40, **config: Any) -> Ensemble:
+    model = Ensemble(1, 1, 0.1, members=5, hidden=(32, 32), generator=seeded())
+    Trainer(model, FitConfig(epochs=epochs, batch=64, **config)).fit(*noisy(n), generator=seeded())
+    return model
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu", "tanh"])
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+def test_networks_answer_one_by_one_and_know_their_derivative(activation: Any, hidden: Any) -> None:
+    net = EnsembleMLP(3, 4, members=2, hidden=hidden, activation=activation, generator=seeded()).double()
+    z = torch.randn(2, 6, 3, generator=seeded(1), dtype=torch.float64)
+    act = {"silu": torch.nn.functional.silu, "relu": torch.relu, "tanh": torch.tanh}[activation]
+    out, J = net.value_and_jacobian(z)
+    for e in range(2):
+        h = z[e]
+        for i, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
+            h = h @ w[e] + b[e]
+            h = act(h) if i < len(hidden) else h
+        torch.testing.assert_close(net(z)[e], h)
+    torch.testing.assert_close(out, net(z))
+    for i in range(3):
+        d = torch.zeros(3, dtype=torch.float64)
+        d[i] = 1e-6
+        torch.testing.assert_close(J[..., i], (net(z + d) - net(z - d)) / 2e-6, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(net(z[0]), net(z[:1].expand(2, -1, -1)))
+
+
+@each_feature
+@pytest.mark.parametrize("way", [TS1, TSInf, Thompson, MeanDynamics, lambda m: m])
+def test_the_contract_of_dynamics(way: Any, features: Features) -> None:
+    model = ensemble(features).double()
+    check_dynamics(way(model), *batch(4, features.ny, dtype=torch.float64))
+
+
+@each_feature
+def test_every_member_has_its_derivative(features: Features) -> None:
+    model = ensemble(features).double()
+    model.elites = torch.tensor([0, 2])
+    y, u = batch(5, features.ny, dtype=torch.float64)
+    fy, fu = model.linearize(y, u)
+    for J, size, vary in ((fy, features.ny, 0), (fu, 2, 1)):
+        assert J.shape == (2, 5, features.ny, size)
+        for i in range(size):
+            d = torch.zeros(size, dtype=torch.float64)
+            d[i] = 1e-6
+            up, down = ((y + s * d, u) if vary == 0 else (y, u + s * d) for s in (1, -1))
+            numeric = (model.predict(*up).y_next - model.predict(*down).y_next) / 2e-6
+            torch.testing.assert_close(J[..., i], numeric, rtol=1e-6, atol=1e-7)
+
+
+@each_feature
+def test_a_draw_is_a_member_plus_its_noise(features: Features) -> None:
+    """Weights folded for planning, and the variance without softplus, say what `predict` says."""
+    model = ensemble(features, reward=True)
+    y, u = batch(6, features.ny)
+    said = model.predict(y, u)
+    members = torch.tensor([3, 1, 0])[None, :, None]  # (1, P, 1)
+    noise = torch.randn(2, 3, 1, model.np, generator=seeded(3))
+    draw = Draw(TSInf(model), members, noise)
+    for k in (0, 1):
+        for p, e in enumerate((3, 1, 0)):
+            change = said.change[e] + said.variance[e].sqrt() * noise[k, p]
+            expected = features.advance(y, change)
+            torch.testing.assert_close(draw.step(y, u, k)[p], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_uncertainty_adds_up() -> None:
+    """Aleatoric plus epistemic is the variance of the mixture: law of total variance."""
+    model = ensemble()
+    y, u = batch(1)
+    said = model.predict(y, u)
+    draw = TSInf(model).realize((40_000, 1, 1), 1, generator=seeded())
+    sampled = draw.step(y[:, None], u[:, None], 0).reshape(-1, 3).var(0)
+    torch.testing.assert_close(sampled, (said.aleatoric() + said.epistemic())[0], rtol=0.05, atol=0.0)
+
+
+def test_shares_are_balanced_and_change_only_in_ts1() -> None:
+    model = ensemble()
+    one = TS1(model).realize((8, 1, 1), 5, generator=seeded())._members  # type: ignore[attr-defined]
+    inf = TSInf(model).realize((8, 1, 1), 5, generator=seeded())._members  # type: ignore[attr-defined]
+    assert one.shape == (5, 8, 1, 1) and inf.shape == (1, 8, 1, 1)
+    for members in (*one, *inf):
+        assert members.flatten().bincount(minlength=4).tolist() == [2, 2, 2, 2]
+    assert any(not torch.equal(one[0], members) for members in one)
+    alone = [
+        int(TSInf(model).realize((1, 1), 1, generator=seeded(s))._members)  # type: ignore[attr-defined]
+        for s in range(40)
+    ]
+    assert set(alone) == {0, 1, 2, 3}  # one particle is not always the first network's
+
+
+def test_thompson_keeps_one_member_over_plans_and_steps() -> None:
+    model = ensemble(probabilistic=False)
+    model.elites = torch.tensor([1, 3])
+    y, u = batch(6)
+    drawn = {Thompson.draw(model, generator=seeded(s)).member for s in range(20)}
+    assert drawn == {1, 3}
+    way = Thompson(model, member=3)
+    for seed in range(2):
+        step = way.realize((2, 1, 1), 4, generator=seeded(seed)).step
+        torch.testing.assert_close(step(y[None], u[None], 2)[0, 0], model.predict(y, u).y_next[1])
+
+
+def test_moment_matching_keeps_mean_and_variance() -> None:
+    model = ensemble()
+    y, u = batch(2)
+    P = 20_000
+    matched = MomentMatching(model).realize((P, 1, 1), 1, generator=seeded())
+    plain = TS1(model).realize((P, 1, 1), 1, generator=seeded())
+    a, b = (d.step(y[:, None], u[:, None], 0) for d in (matched, plain))
+    torch.testing.assert_close(a.mean(0), b.mean(0), atol=0.05, rtol=0.0)
+    torch.testing.assert_close(a.std(0), b.std(0), atol=0.0, rtol=0.05)
+    assert not torch.equal(a, b)
+    with pytest.raises(ContractError, match="P ≥ 2"):
+        MomentMatching(model).realize((1, 1), 1, generator=seeded())
+
+
+def test_candidates_share_random_numbers() -> None:
+    model = ensemble(Features(2), nu=1)
+    problem = Problem(
+        model, Quadratic(), Box(torch.tensor([-1.0]), torch.tensor([1.0])), horizon=3, particles=8
+    )
+    dynamics, particles = realize(problem, generator=seeded())
+    u = torch.rand(1, 1, 3, 1, generator=seeded()).expand(2, 5, 3, 1)
+    x0 = torch.randn(1, 2, generator=seeded()).expand(2, 2)
+    cost = evaluate(problem, dynamics, x0, u, particles=particles).cost
+    torch.testing.assert_close(cost, cost[:1, :1].expand(2, 5))
+
+
+class Quadratic:
+    def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
+        return (y_next**2).sum(-1) + (u**2).sum(-1)
+
+    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+        return torch.zeros_like(y[..., 0])
+
+
+def test_planners_run_on_an_ensemble() -> None:
+    model = ensemble(Features(2), nu=1)
+    problem = Problem(
+        TSInf(model), Quadratic(), Box(torch.tensor([-1.0]), torch.tensor([1.0])), horizon=4, particles=4
+    )
+    check_planner(CEM(population=16, iterations=2, elites=4), problem, torch.randn(2, 2, generator=seeded()))
+
+
+def test_recovers_noise_that_depends_on_the_state() -> None:
+    model = fitted()
+    y = torch.tensor([[-0.8], [-0.4], [0.4], [0.8]])
+    said = model.predict(y, torch.zeros(4, 1))
+    truth = 0.05 + 0.2 * y.abs()
+    assert ((said.aleatoric().sqrt() / truth - 1).abs() < 0.25).all()
+    torch.testing.assert_close(said.y_next.mean(0), y + torch.sin(3 * y), atol=0.08, rtol=0.0)
+
+
+def test_ignorance_grows_away_from_data_and_shrinks_with_data() -> None:
+    few, many = fitted(60, epochs=150, holdout=0.0), fitted(4_000, holdout=0.0)
+    inside, outside = torch.linspace(-0.9, 0.9, 7)[:, None], torch.tensor([[-4.0], [4.0]])
+    spread = [
+        [
+            float(m.predict(y, torch.zeros_like(y)).epistemic().detach().sqrt().mean())
+            for y in (inside, outside)
+        ]
+        for m in (few, many)
+    ]
+    assert spread[1][1] > 5 * spread[1][0]
+    assert spread[0][0] > 2 * spread[1][0]
+
+
+def test_members_keep_their_own_data_for_the_whole_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    trainer = Trainer(model, FitConfig(epochs=3, batch=16, holdout=0.0))
+    step, seen = trainer._step, list[Tensor]()
+
+    def spy(z: Tensor, t: Tensor, ends: Tensor | None) -> Tensor:
+        seen.append(z)
+        return step(z, t, ends)
+
+    monkeypatch.setattr(trainer, "_step", spy)
+    y, u, y_next = noisy(32)
+    trainer.fit(y, u, y_next, generator=seeded())
+    epochs = [torch.cat(seen[i : i + 2], 1)[..., 0].sort(-1).values for i in (0, 2, 4)]
+    assert torch.equal(epochs[0], epochs[1]) and torch.equal(epochs[0], epochs[2])
+    assert not torch.equal(seen[0], seen[2])  # but in another order
+    assert not torch.equal(epochs[0][0], epochs[0][1])  # and not the other members'
+    assert len(set(epochs[0][0].tolist())) < 32  # drawn with replacement
+
+
+def test_each_member_keeps_its_best_weights() -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    config = FitConfig(epochs=30, batch=32, learning_rate=0.03, elites=2)  # a rough ride
+    y, u, y_next = noisy(400)
+    trainer = Trainer(model, config)
+    fit = trainer.fit(y, u, y_next, generator=seeded())
+    lowest = [min(e.holdout[m] for e in fit.epochs if e.improved[m]) for m in range(4)]
+    assert fit.best == lowest
+    assert fit.elites == sorted(sorted(range(4), key=lambda m: lowest[m])[:2]) == model.elites.tolist()
+    order = torch.randperm(400, generator=seeded())[:80]
+    again = trainer._errors(model.inputs(y, u)[order], model.targets(y, y_next)[order])
+    torch.testing.assert_close(again, torch.tensor(fit.best))
+
+
+def test_learns_reward_and_termination() -> None:
+    g = seeded()
+    y, u = torch.randn(3_000, 2, generator=g), torch.randn(3_000, 1, generator=g)
+    y_next = y + 0.1 * u
+    reward, ends = y[:, 0] * 3 + 7, y_next[:, 1] > 0.5
+    model = Ensemble(2, 1, 0.1, members=2, hidden=(32, 32), reward=True, termination=True, generator=g)
+    Trainer(model, FitConfig(epochs=40)).fit(y, u, y_next, reward, ends, generator=g)
+    said = model.predict(y[:500], u[:500])
+    assert said.reward is not None and said.end is not None
+    torch.testing.assert_close(said.reward.mean(0), reward[:500], atol=0.5, rtol=0.05)
+    clear = (y_next[:500, 1] - 0.5).abs() > 0.15
+    assert ((said.end.mean(0) > 0.5) == ends[:500])[clear].float().mean() > 0.98
+    with pytest.raises(ContractError, match="learns the reward"):
+        Trainer(model).fit(y, u, y_next, generator=g)
+
+
+def test_deterministic_ensembles_have_no_noise() -> None:
+    model = Ensemble(1, 1, 0.1, members=3, hidden=(32, 32), probabilistic=False, generator=seeded())
+    Trainer(model, FitConfig(epochs=20)).fit(*noisy(1_000), generator=seeded())
+    y, u = batch(3, 1, 1)
+    assert not model.predict(y, u).variance.any()
+    a, b = (TSInf(model).realize((3, 1, 1), 1, generator=seeded()).step(y, u, 0) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def weights(model: Ensemble) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_a_fit_that_diverges_keeps_the_last_good_weights() -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    trainer = Trainer(model, FitConfig(epochs=3))
+    trainer.fit(*noisy(300), generator=seeded())
+    before = weights(model)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 1e38
+    fit = trainer.fit(*noisy(300), generator=seeded())
+    assert "diverged" in fit.stopped
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    assert (
+        "diverged" not in trainer.fit(*noisy(300), generator=seeded()).stopped
+    )  # and the optimiser recovers
+
+
+@pytest.mark.parametrize("field", ["y", "u", "y_next", "reward"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_data_that_is_not_finite_is_refused(field: str, value: float) -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, reward=True, generator=seeded())
+    before = copy.deepcopy(model.state_dict())
+    y, u, y_next = noisy(50)
+    data: dict[str, Any] = {"y": y, "u": u, "y_next": y_next, "reward": torch.zeros(50)}
+    data[field].view(-1)[17] = value
+    with pytest.raises(ContractError, match=f"{field} holds NaN or inf in 1 of 50 rows, first in row 17"):
+        Trainer(model).fit(**data, generator=seeded())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("constant features", lambda y, u, n: (torch.full_like(y, 3.3e5), u, n)),
+        ("duplicate rows", lambda y, u, n: tuple(v[:1].repeat(60, 1) for v in (y, u, n))),
+        ("wild scales", lambda y, u, n: (1e12 * y, 1e-12 * u, 1e12 * n)),
+        ("3 transitions", lambda y, u, n: (y[:3], u[:3], n[:3])),
+    ],
+)
+def test_odd_data_gives_finite_models(what: str, change: Any) -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    y, u, y_next = change(*noisy(60))
+    Trainer(model, FitConfig(epochs=5)).fit(y, u, y_next, generator=seeded())
+    assert all(torch.isfinite(p).all() for p in model.state_dict().values())
+    said = model.predict(y, u)
+    assert torch.isfinite(said.y_next).all() and torch.isfinite(said.variance).all()
+
+
+def test_fits_are_repeatable_and_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = (fitted(200, epochs=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_wrong_shapes_are_told() -> None:
+    model = ensemble()
+    y, u = batch(8)
+    with pytest.raises(ContractError, match=r"u of shape \(8, 2\), but got \(8, 1\)"):
+        Trainer(model).fit(y, u[:, :1], y, generator=seeded())
+    with pytest.raises(ContractError, match="at least 2 transitions"):
+        Trainer(model).fit(y[:1], u[:1], y[:1], generator=seeded())
+    with pytest.raises(ContractError, match="members ≥ 1"):
+        Ensemble(1, 1, 0.1, members=0, generator=seeded())
