@@ -11,7 +11,7 @@ from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task
-from mbrl.risk import CVaR, Mean, Risk
+from mbrl.risk import CVaR, Mean, MeanStd, Optimistic, Risk, Worst
 from mbrl.rollout import Evaluation, evaluate, realize, rollout
 from mbrl.task_checks import check_task
 
@@ -30,8 +30,10 @@ __all__ = [
     "MPCReport",
     "MbrlError",
     "Mean",
+    "MeanStd",
     "MissingExtra",
     "Observed",
+    "Optimistic",
     "Plan",
     "PlanWarning",
     "Planner",
@@ -43,6 +45,7 @@ __all__ = [
     "TaskCost",
     "UnknownName",
     "UnsupportedProblem",
+    "Worst",
     "check_dynamics",
     "check_planner",
     "check_task",

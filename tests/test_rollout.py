@@ -11,9 +11,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Generator, Tensor
 
-from mbrl import Box, ContractError, CVaR, Mean, Problem, evaluate, realize, rollout
+from mbrl import (
+    Box,
+    ContractError,
+    CVaR,
+    Mean,
+    MeanStd,
+    Optimistic,
+    Problem,
+    Risk,
+    Worst,
+    evaluate,
+    realize,
+    rollout,
+)
 from tests.problems import DoubleIntegrator, Noisy, Quadratic, box, lq_problem, riccati, seeded
 
 
@@ -352,3 +365,47 @@ def test_boxes() -> None:
         Box(torch.tensor([math.nan, 0.0]), high)
     with pytest.raises(ContractError, match=r"\(2,\) and \(1,\)"):
         Box(low, high[:1])
+
+
+def test_risks_on_known_costs() -> None:
+    cost = torch.tensor([[1.0], [3.0], [5.0], [7.0]])
+    assert float(MeanStd(2.0)(cost)) == pytest.approx(4 + 2 * math.sqrt(5))
+    assert float(MeanStd(-2.0)(cost)) == pytest.approx(4 - 2 * math.sqrt(5))
+    assert float(Worst()(cost)) == float(CVaR(0.0)(cost)) == 7.0
+    assert float(Optimistic(0.5)(cost)) == 2.0 and float(Optimistic(0.0)(cost)) == 1.0
+    with pytest.raises(ContractError, match="finite kappa"):
+        MeanStd(math.nan)
+    with pytest.raises(ContractError, match="alpha, a share"):
+        Optimistic(1.5)
+
+
+@pytest.mark.parametrize("risk", [Mean(), MeanStd(1.0), MeanStd(-1.0), Worst(), Optimistic(0.5), CVaR(0.5)])
+def test_a_particle_that_diverges_is_never_hoped_away(risk: Risk) -> None:
+    """Optimism must not choose a plan one of whose particles left the numbers."""
+    problem = Problem(Gusty(), Reached(), box(1, 1.0), horizon=1, particles=4, risk=risk)
+    dynamics, particles = realize(problem, generator=seeded())
+    cost = evaluate(problem, dynamics, torch.zeros(1, 1), torch.zeros(1, 2, 1, 1), particles=particles).cost
+    assert torch.isinf(cost).all()
+
+
+@dataclass(frozen=True)
+class Gusty:
+    """Half of the particles blow up."""
+
+    nx: int = 1
+    nu: int = 1
+    ny: int = 1
+    dt: float = 0.1
+    gust: Tensor | None = None
+
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Gusty:
+        gust = torch.zeros(shape)
+        gust[::2] = torch.nan
+        return replace(self, gust=gust)
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        assert self.gust is not None
+        return x + u + self.gust[..., None]
+
+    def output(self, x: Tensor) -> Tensor:
+        return x
