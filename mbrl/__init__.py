@@ -6,7 +6,7 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 
 from mbrl.checks import check_dynamics
 from mbrl.errors import ContractError, MbrlError, MissingExtra, PlanWarning, UnknownName, UnsupportedProblem
-from mbrl.estimators import FullState, Observed
+from mbrl.estimators import FullState, Observed, Padded
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
@@ -34,6 +34,7 @@ __all__ = [
     "MissingExtra",
     "Observed",
     "Optimistic",
+    "Padded",
     "Plan",
     "PlanWarning",
     "Planner",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mbrl.errors import ContractError
+from mbrl.protocols import Estimator
 
 
 class FullState:
@@ -38,6 +39,19 @@ class Observed:
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
         return _rows(torch.as_tensor(obs, dtype=self.dtype))
+
+
+class Padded:
+    """Another estimator's state with n zeros behind: for dynamics that hold more than the world shows."""
+
+    def __init__(self, estimator: Estimator, n: int = 1):
+        self.estimator, self.n = estimator, n
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        self.estimator.reset(mask)
+
+    def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
+        return torch.nn.functional.pad(self.estimator(obs, info, last_action), (0, self.n))
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Learned dynamics: neural ensembles, their training and how their uncertainty is propagated."""
 
 from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
+from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
 from mbrl.models.networks import EnsembleMLP
 from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Thompson, TSInf
@@ -9,6 +10,7 @@ from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
 __all__ = [
     "TS1",
     "Calibration",
+    "DisagreementCost",
     "Ensemble",
     "EnsembleMLP",
     "Epoch",
@@ -21,6 +23,7 @@ __all__ = [
     "TSInf",
     "Thompson",
     "Trainer",
+    "WithDisagreement",
     "calibrate",
     "horizon_error",
     "recalibrate",

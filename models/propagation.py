@@ -10,6 +10,7 @@ Reference: Chua et al. 2018 (PETS), section 5 and appendix A.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,14 @@ from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
 from mbrl.models.networks import activate
-from mbrl.protocols import Dynamics
 
 if TYPE_CHECKING:
     from mbrl.models.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
-class Propagation:
-    """What the ways have in common. dtype: of the networks' arithmetic, their own unless given; y keeps its own."""
+class _Sized:
+    """The sizes of an ensemble. dtype: of the networks' arithmetic, their own unless given; y keeps its own."""
 
     model: Ensemble
     dtype: torch.dtype | None = None
@@ -51,11 +51,18 @@ class Propagation:
         return x
 
 
+class Propagation(_Sized, ABC):
+    """A way to draw deterministic dynamics from an ensemble."""
+
+    @abstractmethod
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw: ...
+
+
 @dataclass(frozen=True)
 class TS1(Propagation):
     """Trajectory sampling: at every step each particle follows another network, in balanced shares."""
 
-    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw:
         members = _balanced((horizon, *shape), self.model.elites, generator)
         return Draw(self, members, _noise(self.model, shape, horizon, generator))
 
@@ -64,7 +71,7 @@ class TS1(Propagation):
 class TSInf(Propagation):
     """Trajectory sampling in which a particle keeps its network: what is unknown stays the same over time."""
 
-    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw:
         members = _balanced((1, *shape), self.model.elites, generator)
         return Draw(self, members, _noise(self.model, shape, horizon, generator))
 
@@ -83,7 +90,7 @@ class Thompson(Propagation):
         i = int(torch.randint(len(model.elites), (), generator=generator))
         return cls(model, member=int(model.elites[i]))
 
-    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw:
         members = torch.full((1, *shape), self.member)
         return Draw(self, members, _noise(self.model, shape, horizon, generator))
 
@@ -95,7 +102,7 @@ class MomentMatching(Propagation):
     Particles are the first axis of `shape`, at least two of them.
     """
 
-    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw:
         if len(shape) != 3 or shape[0] < 2:
             raise ContractError(
                 f"MomentMatching needs a shape (P, 1, 1) with P ≥ 2 particles, but got {shape}. "
@@ -107,7 +114,7 @@ class MomentMatching(Propagation):
 
 
 @dataclass(frozen=True)
-class MeanDynamics(Propagation):
+class MeanDynamics(_Sized):
     """The mean of the members' means: deterministic, and differentiable in closed form."""
 
     @property

@@ -9,10 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbrl import Box, ContractError, Problem, check_dynamics, check_planner, evaluate, realize
+from mbrl import (
+    Box,
+    ContractError,
+    Observed,
+    Padded,
+    Problem,
+    check_dynamics,
+    check_planner,
+    evaluate,
+    realize,
+)
 from mbrl.features import Features
 from mbrl.models import (
     TS1,
+    DisagreementCost,
     Ensemble,
     EnsembleMLP,
     FitConfig,
@@ -21,6 +32,7 @@ from mbrl.models import (
     Thompson,
     Trainer,
     TSInf,
+    WithDisagreement,
 )
 from mbrl.models.propagation import Draw
 from mbrl.planners import CEM
@@ -140,16 +152,13 @@ def test_uncertainty_adds_up() -> None:
 
 def test_shares_are_balanced_and_change_only_in_ts1() -> None:
     model = ensemble()
-    one = TS1(model).realize((8, 1, 1), 5, generator=seeded())._members  # type: ignore[attr-defined]
-    inf = TSInf(model).realize((8, 1, 1), 5, generator=seeded())._members  # type: ignore[attr-defined]
+    one = TS1(model).realize((8, 1, 1), 5, generator=seeded())._members
+    inf = TSInf(model).realize((8, 1, 1), 5, generator=seeded())._members
     assert one.shape == (5, 8, 1, 1) and inf.shape == (1, 8, 1, 1)
     for members in (*one, *inf):
         assert members.flatten().bincount(minlength=4).tolist() == [2, 2, 2, 2]
     assert any(not torch.equal(one[0], members) for members in one)
-    alone = [
-        int(TSInf(model).realize((1, 1), 1, generator=seeded(s))._members)  # type: ignore[attr-defined]
-        for s in range(40)
-    ]
+    alone = [int(TSInf(model).realize((1, 1), 1, generator=seeded(s))._members) for s in range(40)]
     assert set(alone) == {0, 1, 2, 3}  # one particle is not always the first network's
 
 
@@ -197,6 +206,33 @@ class Quadratic:
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
         return torch.zeros_like(y[..., 0])
+
+
+def test_disagreement_is_told_paid_for_and_stopped_at() -> None:
+    model = ensemble(Features(2), nu=1)
+    y, u = batch(6, 2, 1)
+    way = WithDisagreement(TSInf(model))
+    check_dynamics(WithDisagreement(TSInf(ensemble(Features(2), nu=1).double())), pad(y).double(), u.double())
+    said = model.predict(y, u).change / model.target_scale
+    expected = said.var(0, correction=0).mean(-1).sqrt()
+    told = way.realize((3, 1), 1, generator=seeded()).step(pad(y), u, 0)
+    torch.testing.assert_close(told[..., -1], expected.expand(3, 6))
+    plain = TSInf(model).realize((3, 1), 1, generator=seeded()).step(y, u, 0)
+    torch.testing.assert_close(told[..., :-1], plain)
+
+    paid = DisagreementCost(Quadratic(), -2.0).stage(pad(y), u, told[0], 0, None)
+    torch.testing.assert_close(paid, Quadratic().stage(y, u, plain[0], 0, None) - 2.0 * expected)
+
+    limit = float(expected.detach().sort().values[2])  # three rows are above
+    stopped = WithDisagreement(TSInf(model), limit).realize((3, 1), 1, generator=seeded()).step(pad(y), u, 0)
+    assert torch.equal(torch.isnan(stopped).all(-1), (expected > limit).expand(3, 6))
+    with pytest.raises(ContractError, match="at least 2 members"):
+        WithDisagreement(TSInf(ensemble(members=1)))
+
+
+def pad(y: Tensor) -> Tensor:
+    """The state that an estimator of y makes for WithDisagreement."""
+    return Padded(Observed(y.dtype))(y, None, None)
 
 
 def test_planners_run_on_an_ensemble() -> None:
