@@ -1,0 +1,111 @@
+"""Features: what a learned model sees of y, and how its answer becomes the next y."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from mbrl.errors import ContractError
+
+
+def indices(*fields: slice) -> tuple[int, ...]:
+    """The places in y of fields of a layout."""
+    return tuple(i for field in fields for i in range(field.start, field.stop))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a learned model sees of y (..., ny), and what it predicts.
+
+    A number of y that is not named below is seen as it is and predicted as its change.
+
+    Attributes:
+        ny: size of y.
+        hidden: not seen: a position that the physics does not depend on, or what other numbers determine.
+        angles: seen as sine and cosine, rad.
+        constant: carried over and not predicted, such as a goal.
+        absolute: predicted as they are, such as forces.
+        unit: runs of y that are unit vectors, such as quaternions or (cos, sin): scaled back to length 1
+            after each step.
+
+    Raises:
+        ContractError: an index is outside y or named twice where that has no meaning.
+    """
+
+    ny: int
+    hidden: tuple[int, ...] = ()
+    angles: tuple[int, ...] = ()
+    constant: tuple[int, ...] = ()
+    absolute: tuple[int, ...] = ()
+    unit: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        unit = tuple(i for run in self.unit for i in run)
+        for named in (self.hidden + self.angles, self.constant + self.absolute + unit):
+            if len(set(named)) < len(named) or not set(named) <= set(range(self.ny)):
+                raise ContractError(
+                    f"Features needs indices below {self.ny}, each once in hidden and angles and once in "
+                    f"constant, absolute and unit, but got {self}."
+                )
+        if any(run != tuple(range(run[0], run[0] + len(run))) for run in self.unit):
+            raise ContractError(f"Features needs unit vectors that stand together in y, but got {self.unit}.")
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """The indices of y that a model predicts, in the order of its answer."""
+        return tuple(i for i in range(self.ny) if i not in self.constant)
+
+    def inputs(self, y: Tensor) -> Tensor:
+        """What a model sees (..., nf) of y (..., ny)."""
+        seen = [y[..., part] for kind, part in self._sights if kind == "as it is"]
+        angles = [y[..., part] for kind, part in self._sights if kind == "angle"]
+        return torch.cat([*seen, *(a.sin() for a in angles), *(a.cos() for a in angles)], -1)
+
+    def targets(self, y: Tensor, y_next: Tensor) -> Tensor:
+        """What a model should answer (..., n) where y (..., ny) became y_next (..., ny)."""
+        parts = [
+            y_next[..., part] if kind == "absolute" else y_next[..., part] - y[..., part]
+            for kind, part in self._changes
+            if kind != "constant"
+        ]
+        return torch.cat(parts, -1)
+
+    def advance(self, y: Tensor, answer: Tensor) -> Tensor:
+        """y_next (..., ny) of y (..., ny) and a model's answer (..., n)."""
+        parts = []
+        start = 0
+        for kind, part in self._changes:
+            new = y[..., part]
+            if kind != "constant":
+                stop = start + part.stop - part.start
+                said = answer[..., start:stop]
+                new = said if kind == "absolute" else new + said
+                start = stop
+            parts.append(new / new.norm(dim=-1, keepdim=True) if kind.startswith("unit") else new)
+        return torch.cat(parts, -1)
+
+    # Slices, not index tensors: nothing has to be moved to the device of y.
+
+    @cached_property
+    def _sights(self) -> list[tuple[str, slice]]:
+        kinds = dict.fromkeys(self.hidden, "hidden") | dict.fromkeys(self.angles, "angle")
+        return _runs(kinds, self.ny, "as it is")
+
+    @cached_property
+    def _changes(self) -> list[tuple[str, slice]]:
+        kinds = dict.fromkeys(self.constant, "constant") | dict.fromkeys(self.absolute, "absolute")
+        kinds |= {i: f"unit {k}" for k, run in enumerate(self.unit) for i in run}
+        return _runs(kinds, self.ny, "change")
+
+
+def _runs(kinds: dict[int, str], ny: int, default: str) -> list[tuple[str, slice]]:
+    """Neighbours of one kind as one slice, in order."""
+    runs = []
+    for kind, group in groupby(range(ny), lambda i: kinds.get(i, default)):
+        run = list(group)
+        runs.append((kind, slice(run[0], run[-1] + 1)))
+    return runs
