@@ -2,7 +2,8 @@
 
 The numbers are those of the paper's software, github.com/kchua/handful-of-trials, which ran on MuJoCo 1.31.
 The same: geometry, masses, inertias, dampings, ranges, gears, time steps, integrators, starts, goals, rewards
-and episode lengths. Different: MuJoCo 4 computes the forces of contacts and joint limits in another way.
+and episode lengths. Different: MuJoCo 4 computes the forces of contacts and joint limits in another way, and
+actions are float32. Published returns are sums of these rewards, action costs included.
 
 MuJoCo took mass and inertia of a capsule to be those of a cylinder one radius longer until version 2.1.2,
 whose change log says so; `old_capsules` does that here.
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
-import gymnasium
 import mujoco
 import numpy as np
 import torch
@@ -139,12 +140,12 @@ def _never(y: Tensor) -> Tensor:
 
 
 def old_capsules(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """The compiled model, with the masses and inertias that MuJoCo 1.31 gave capsules.
+    """The compiled model, with the masses and inertias that MuJoCo 1.31 gave capsules of their density.
 
     Each capsule hands its mass to a hidden cylinder, one radius longer than its own cylindrical part.
     """
     model = load_mjcf(spec)
-    for i, geom in enumerate(list(spec.geoms)):
+    for geom, i in [(geom, geom.id) for geom in spec.geoms]:  # a new geom renumbers the others
         if model.geom_type[i] != mujoco.mjtGeom.mjGEOM_CAPSULE:
             continue
         radius, half, _ = model.geom_size[i]
@@ -203,7 +204,7 @@ def pets_reacher3d() -> World:
 
 
 def pets_pusher() -> World:
-    """PETS's pusher: 25 Hz, 150 steps. The object starts at N((0.15, −0.25), 0.025²) from the goal, m.
+    """PETS's pusher: 25 Hz, 150 steps. The object starts at N((0.15, −0.25), 0.025²) m from the goal.
 
     The joint speeds of the arm start in ±0.005 rad/s.
     """
@@ -232,7 +233,7 @@ def pets_halfcheetah() -> World:
     y's first number. Start positions are uniform in ±0.001; the paper's are N(0, 0.001²).
     """
     world = gym_world("HalfCheetah-v5", reset_noise_scale=0.001)
-    path = Path(gymnasium.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+    path = files("gymnasium.envs.mujoco") / "assets/half_cheetah.xml"
     spec = mujoco.MjSpec.from_file(str(path))
     total, spec.compiler.settotalmass = spec.compiler.settotalmass, -1.0  # MuJoCo 4 would warn of it
     model = old_capsules(spec)
