@@ -3,6 +3,7 @@
 from mbrl.envs.layout import Layout
 from mbrl.envs.mjcf import MjcfEnv, load_mjcf, mjcf_world
 from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, read_state, scaled_model, write_state
+from mbrl.envs.pendulum import Pendulum
 from mbrl.envs.world import WithState, World, gym_world
 from mbrl.envs.worlds import WORLDS, make_world
 
@@ -11,6 +12,7 @@ __all__ = [
     "Layout",
     "MjcfEnv",
     "MujocoDynamics",
+    "Pendulum",
     "RandomizedMujoco",
     "WithState",
     "World",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mbrl.envs.layout import Layout
+from mbrl.features import Features, indices
 
 
 class GymTask(ABC):
@@ -24,9 +25,11 @@ class GymTask(ABC):
     Attributes:
         absolute: the first positions, of which the reward sees only changes; observations may leave them out.
         skipped: how many of them this environment does leave out.
+        angles: the positions that a learned model sees as sine and cosine.
     """
 
     absolute = 1
+    angles: tuple[int, ...] = ()
 
     def __init__(self, env: Any, layout: Layout):
         self.layout = layout
@@ -44,6 +47,11 @@ class GymTask(ABC):
     @abstractmethod
     def copy(self, env: Any) -> None:
         """Keep the environment's weights and ranges."""
+
+    @property
+    def features(self) -> Features:
+        """What a learned model sees of y, and what it predicts."""
+        return Features(self.layout.size, hidden=tuple(range(self.absolute)), angles=self.angles)
 
     @abstractmethod
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor: ...
@@ -90,16 +98,20 @@ class _Runner(GymTask):
 class HalfCheetah(_Runner):
     """Run forward."""
 
+    angles = (2,)
+
 
 class Swimmer(_Runner):
     """Swim forward."""
 
     absolute = 2
+    angles = (2,)
 
 
 class _Hopping(GymTask):
     """Forward speed and a bonus for staying upright; ends at a fall."""
 
+    angles = (2,)
     forward: float
     action: float
     bonus: float
@@ -151,6 +163,19 @@ class _Contact(GymTask):
         names += ["qfrc_actuator"] * bool(getattr(env, "_include_qfrc_actuator_in_observation", False))
         names += ["cfrc_ext"] * bool(weight or env._include_cfrc_ext_in_observation)
         return tuple(names)
+
+    @property
+    def features(self) -> Features:
+        # Body fields follow from positions and velocities. Those of a position change as it does; the
+        # others are predicted as they are.
+        derived = [name for name in self.layout.names if name not in ("qpos", "qvel")]
+        moving = [name for name in derived if name.startswith(("xpos", "subtree_com"))]
+        return Features(
+            self.layout.size,
+            hidden=(0, 1, *indices(*(self.layout[name] for name in derived))),
+            absolute=indices(*(self.layout[name] for name in derived if name not in moving)),
+            unit=((3, 4, 5, 6),),  # the quaternion of the root
+        )
 
     def _forces(self, y: Tensor) -> Tensor:
         return y[..., self.layout["cfrc_ext"]]
@@ -289,6 +314,11 @@ class Reacher(GymTask):
         self.near, self.action = env._reward_dist_weight, env._reward_control_weight
         self.tip, self.target = self.layout["xpos/fingertip"], self.layout["xpos/target"]
 
+    @property
+    def features(self) -> Features:
+        target = (2, 3, self.v.start + 2, self.v.start + 3, *indices(self.target))
+        return Features(self.layout.size, hidden=target + indices(self.tip), angles=(0, 1), constant=target)
+
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         gap = y_next[..., self.tip] - y_next[..., self.target]
         distance: Tensor = gap.norm(dim=-1)
@@ -322,6 +352,11 @@ class Pusher(GymTask):
             self.layout[f"xpos/{body}"] for body in ("tips_arm", "object", "goal")
         )
 
+    @property
+    def features(self) -> Features:
+        goal = (9, 10, self.v.start + 9, self.v.start + 10, *indices(self.goal))
+        return Features(self.layout.size, hidden=(7, 8, *goal), constant=goal)
+
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         body = y_next[..., self.object]
         near: Tensor = (body - y_next[..., self.tip]).norm(dim=-1)
@@ -339,6 +374,9 @@ class Pusher(GymTask):
 class InvertedPendulum(GymTask):
     """Keep a pole on a cart upright."""
 
+    absolute = 0  # the rail ends
+    angles = (1,)
+
     def copy(self, env: Any) -> None:
         pass
 
@@ -355,6 +393,8 @@ class InvertedPendulum(GymTask):
 class InvertedDoublePendulum(GymTask):
     """Keep two poles on a cart upright."""
 
+    absolute = 0  # the rail ends
+
     bonus: float
 
     @staticmethod
@@ -364,6 +404,11 @@ class InvertedDoublePendulum(GymTask):
     def copy(self, env: Any) -> None:
         self.bonus = env._healthy_reward
         self.tip, self.force = self.layout["site_xpos/0"], self.layout["qfrc_constraint"].start
+
+    @property
+    def features(self) -> Features:
+        forces = indices(self.layout["qfrc_constraint"])
+        return Features(self.layout.size, hidden=indices(self.tip) + forces, angles=(1, 2), absolute=forces)
 
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         x, _, z = y_next[..., self.tip].unbind(-1)

@@ -15,6 +15,8 @@ from torch import Tensor
 from mbrl.envs.layout import Layout
 from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, diverged, read_state
 from mbrl.errors import ContractError, UnknownName
+from mbrl.estimators import FullState
+from mbrl.features import Features
 from mbrl.problem import Box, Problem, TaskCost, from_task
 from mbrl.protocols import Task
 
@@ -27,7 +29,8 @@ class World:
         name: as typed on the command line.
         model: the plant.
         layout: what y holds, read from the plant.
-        task: reward and end, and `observe(y)` where the observation is not y itself.
+        task: reward and end, `observe(y)` where the observation is not y itself, and `features` where a learned
+            model should not see and predict all of y as it is.
         frame_skip: physics steps per control step.
         actions: bounds.
         action_dtype: what the environment rounds actions to.
@@ -69,6 +72,16 @@ class World:
         """The environment's observation (..., nobs) of y (..., ny)."""
         observe = getattr(self.task, "observe", None)
         return y if observe is None else observe(y)
+
+    @property
+    def features(self) -> Features:
+        """What a learned model sees of y, and what it predicts."""
+        features: Features | None = getattr(self.task, "features", None)
+        return Features(self.layout.size) if features is None else features
+
+    def measure(self, obs: Any, info: Mapping[str, Any]) -> Tensor:
+        """y (M, ny) of what `reset` or `step` of one environment, or of a vector of M, has returned."""
+        return FullState()(obs, info, None)[:, -self.layout.size :]
 
     def make(self, **options: Any) -> gymnasium.Env[Any, Any]:
         """The environment, with the full simulator state in info["state"]."""

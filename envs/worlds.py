@@ -9,6 +9,7 @@ from typing import Any
 
 from mbrl.envs.g1 import g1_stand
 from mbrl.envs.panda import panda_push, panda_reach
+from mbrl.envs.pets import pets_cartpole, pets_halfcheetah, pets_pusher, pets_reacher3d
 from mbrl.envs.robots import go2_stand_up, go2_walk, pup_walk
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
@@ -44,6 +45,10 @@ WORLDS |= {
     "go2-walk": Entry(go2_walk, "Unitree Go2: walk at a commanded velocity (12 actions)"),
     "panda-push": Entry(panda_push, "Franka Panda: push a cube to a goal (7 actions)"),
     "panda-reach": Entry(panda_reach, "Franka Panda: reach a point (7 actions)"),
+    "pets-cartpole": Entry(pets_cartpole, "PETS: swing up a pole on a cart (1 action)"),
+    "pets-halfcheetah": Entry(pets_halfcheetah, "PETS: run in the plane (6 actions)"),
+    "pets-pusher": Entry(pets_pusher, "PETS: push a cylinder with an arm (7 actions)"),
+    "pets-reacher3d": Entry(pets_reacher3d, "PETS: reach a point in space with an arm (7 actions)"),
     "pup-walk": Entry(pup_walk, "Small quadruped of our own: walk at a commanded velocity (8 actions)"),
 }
 

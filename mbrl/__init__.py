@@ -7,10 +7,11 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 from mbrl.checks import check_dynamics
 from mbrl.errors import ContractError, MbrlError, MissingExtra, PlanWarning, UnknownName, UnsupportedProblem
 from mbrl.estimators import FullState, Observed, Padded
+from mbrl.features import Features
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
-from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task
+from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task, TrainingWorld
 from mbrl.risk import CVaR, Mean, MeanStd, Optimistic, Risk, Worst
 from mbrl.rollout import Evaluation, evaluate, realize, rollout
 from mbrl.task_checks import check_task
@@ -26,6 +27,7 @@ __all__ = [
     "Dynamics",
     "Estimator",
     "Evaluation",
+    "Features",
     "FullState",
     "MPCReport",
     "MbrlError",
@@ -44,6 +46,7 @@ __all__ = [
     "Stochastic",
     "Task",
     "TaskCost",
+    "TrainingWorld",
     "UnknownName",
     "UnsupportedProblem",
     "Worst",

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from torch import Generator, Tensor
 
 if TYPE_CHECKING:
-    from mbrl.problem import Plan, Problem
+    from mbrl.features import Features
+    from mbrl.problem import Box, Plan, Problem
 
 
 @runtime_checkable
@@ -105,6 +106,33 @@ class Task(Protocol):
 
     def terminated(self, y_next: Tensor) -> Tensor:
         """Whether the episode ends at y_next (..., ny): bool (...)."""
+        ...
+
+
+class TrainingWorld(Protocol):
+    """What a training loop needs of a true world, MuJoCo's or not: to act in it, and to learn it in y."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def actions(self) -> Box: ...
+    @property
+    def features(self) -> Features:
+        """What a learned model sees of y, and what it predicts."""
+        ...
+
+    def make(self, **options: Any) -> Any:
+        """The Gymnasium environment."""
+        ...
+
+    def measure(self, obs: Any, info: Mapping[str, Any]) -> Tensor:
+        """y (M, ny) of what `reset` or `step` of one environment, or of a vector of M, has returned."""
+        ...
+
+    def observe(self, y: Tensor) -> Tensor:
+        """The environment's observation (..., nobs) of y (..., ny)."""
         ...
 
 
