@@ -298,7 +298,9 @@ class Collector:
     def _failure(self, error: Exception) -> EnvError:
         i = _culprit(self.env, error)
         where = f"One of {self.env}, reset with seed {self._seed()}" if i is None else self._where(i)
-        return EnvError(f"{where} failed: {type(error).__name__}: {error}")
+        dead = isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
+        why = "its process died, perhaps for lack of memory" if dead else f"{type(error).__name__}: {error}"
+        return EnvError(f"{where} failed: {why}")
 
     def _where(self, i: int) -> str:
         return (
@@ -414,5 +416,6 @@ def _culprit(env: VectorEnv[Any, Any, Any], error: Exception) -> int | None:
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_locals.get("self") is env.unwrapped:
-            found = frame.f_locals.get("index", frame.f_locals.get("i", found))
-    return found if isinstance(found, int) else None
+            turns = (frame.f_locals.get(name) for name in ("index", "env_idx", "i"))
+            found = next((turn for turn in turns if isinstance(turn, int)), found)
+    return found

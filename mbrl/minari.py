@@ -76,18 +76,19 @@ def from_minari(dataset: Any) -> Transition:
         ContractError: observations or actions are not vectors, or numbers are not finite.
     """
     minari = _minari()
+    name = dataset if isinstance(dataset, str) else dataset.id
     try:
         if isinstance(dataset, str):
             dataset = minari.load_dataset(dataset)
         episodes = list(dataset.iterate_episodes())
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"The Minari data set {dataset} cannot be read: {error}") from error
+        raise DataError(f"The Minari data set {name} cannot be read: {error}") from error
     parts = []
     for number, episode in enumerate(episodes):
         y, u = np.asarray(episode.observations), np.asarray(episode.actions)
         if y.ndim != 2 or u.ndim != 2 or y.dtype == object:
             raise ContractError(
-                f"from_minari needs observations (T+1, ny) and actions (T, nu), but {dataset} has "
+                f"from_minari needs observations (T+1, ny) and actions (T, nu), but {name} has "
                 f"{y.shape} and {u.shape}. Flatten the data set's spaces first."
             )
         states = torch.as_tensor(y)
@@ -104,7 +105,7 @@ def from_minari(dataset: Any) -> Transition:
             )
         )
     if not parts:
-        raise DataError(f"The Minari data set {dataset} has no episodes.")
+        raise DataError(f"The Minari data set {name} has no episodes.")
     transition = Transition.cat(parts)
     transition.check()
     return transition
