@@ -4,8 +4,22 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 `Plan`; `MPC` turns a planner into a policy. Shapes and names are in `mbrl.protocols`.
 """
 
+from mbrl.checkpoints import Checkpoints, pack, unpack
 from mbrl.checks import check_dynamics
-from mbrl.errors import ContractError, MbrlError, MissingExtra, PlanWarning, UnknownName, UnsupportedProblem
+from mbrl.collect import Collected, Collector, Resumable, vectorize
+from mbrl.data import Replay, Transition
+from mbrl.datasets import Dataset, DatasetWriter, load_dataset
+from mbrl.errors import (
+    CheckpointError,
+    ContractError,
+    DataError,
+    EnvError,
+    MbrlError,
+    MissingExtra,
+    PlanWarning,
+    UnknownName,
+    UnsupportedProblem,
+)
 from mbrl.estimators import FullState, Observed, Padded
 from mbrl.features import Features
 from mbrl.mpc import MPC, MPCReport
@@ -20,11 +34,19 @@ __all__ = [
     "MPC",
     "Box",
     "CVaR",
+    "CheckpointError",
+    "Checkpoints",
+    "Collected",
+    "Collector",
     "Constraint",
     "ContractError",
     "Cost",
+    "DataError",
+    "Dataset",
+    "DatasetWriter",
     "Discrete",
     "Dynamics",
+    "EnvError",
     "Estimator",
     "Evaluation",
     "Features",
@@ -42,11 +64,14 @@ __all__ = [
     "Planner",
     "Policy",
     "Problem",
+    "Replay",
+    "Resumable",
     "Risk",
     "Stochastic",
     "Task",
     "TaskCost",
     "TrainingWorld",
+    "Transition",
     "UnknownName",
     "UnsupportedProblem",
     "Worst",
@@ -55,6 +80,10 @@ __all__ = [
     "check_task",
     "evaluate",
     "from_task",
+    "load_dataset",
+    "pack",
     "realize",
     "rollout",
+    "unpack",
+    "vectorize",
 ]

@@ -50,6 +50,18 @@ class RunFolderError(MbrlError, OSError):
     """A run folder cannot be used: not writable, or held by another run."""
 
 
+class EnvError(MbrlError, RuntimeError):
+    """An environment failed, or returned what cannot be used; the message tells which one and when."""
+
+
+class DataError(MbrlError, OSError):
+    """A data set cannot be read or written; the message tells what is still good."""
+
+
+class CheckpointError(MbrlError, OSError):
+    """A checkpoint cannot be read or written; the message tells which one is good."""
+
+
 def require(user: str, part: str, given: object, abilities: Iterable[str], remedy: str) -> None:
     """Raise `UnsupportedProblem` unless `given` has every attribute in `abilities`.
 
