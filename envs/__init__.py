@@ -5,7 +5,7 @@ from mbrl.envs.mjcf import MjcfEnv, load_mjcf, mjcf_world
 from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, read_state, scaled_model, write_state
 from mbrl.envs.pendulum import Pendulum
 from mbrl.envs.world import WithState, World, gym_world
-from mbrl.envs.worlds import WORLDS, make_world
+from mbrl.envs.worlds import WORLDS, make_training_world, make_world
 
 __all__ = [
     "WORLDS",
@@ -18,6 +18,7 @@ __all__ = [
     "World",
     "gym_world",
     "load_mjcf",
+    "make_training_world",
     "make_world",
     "mjcf_world",
     "read_state",

@@ -9,10 +9,12 @@ from typing import Any
 
 from mbrl.envs.g1 import g1_stand
 from mbrl.envs.panda import panda_push, panda_reach
+from mbrl.envs.pendulum import Pendulum
 from mbrl.envs.pets import pets_cartpole, pets_halfcheetah, pets_pusher, pets_reacher3d
 from mbrl.envs.robots import go2_stand_up, go2_walk, pup_walk
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
+from mbrl.protocols import TrainingWorld
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,12 @@ def make_world(name: str, **options: Any) -> World:
     if name not in WORLDS:
         raise UnknownName("world", name, WORLDS)
     return WORLDS[name].build(**options)
+
+
+def make_training_world(name: str, **options: Any) -> TrainingWorld:
+    """A world to learn in: those of `make_world`, and Pendulum-v1, which has no simulator to plan with.
+
+    Raises:
+        UnknownName: no such world; near names are suggested.
+    """
+    return Pendulum(**options) if name == Pendulum.name else make_world(name, **options)

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -48,6 +49,34 @@ class CheckEnv:
             raise ContractError(
                 f"A check needs steps ≥ 1 and seed ≥ 0, but got {self.steps} and {self.seed}."
             )
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a training run that was killed or interrupted, number for number.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    folder: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Mean return of a trained agent over fresh episodes.
+
+    Attributes:
+        folder: of the training run.
+        episodes: how many.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    episodes: int = 10
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ContractError(f"An evaluation needs episodes ≥ 1, but got {self.episodes}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,9 +126,9 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import mpc
+    from mbrl.experiments import mpc, pets
 
-    name, rest = "icem", []
+    name, rest = "", []
     words = iter(argv)
     for word in words:
         if word == "--planner":
@@ -108,10 +137,22 @@ def parse(argv: list[str]) -> Any:
             name = word.removeprefix("--planner=")
         else:
             rest.append(word)
+    train = rest[:1] == ["train"]
+    if train and (len(rest) < 2 or rest[1] != "pets"):
+        raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
+    name = name or ("cem" if train else "icem")
     if name not in mpc.PLANNERS:
         raise UnknownName("planner", name, mpc.PLANNERS)
+    planner = mpc.PLANNERS[name]
+    if train:
+        kind = pets.Config[planner]  # type: ignore[valid-type]
+        start = kind(planner=pets.PLANNER if name == "cem" else planner())
+        return tyro.cli(kind, args=rest[2:], default=start, prog="mbrl train pets")
     commands: dict[str, Any] = {
-        "mpc": mpc.Config[mpc.PLANNERS[name]],  # type: ignore[valid-type]
+        "mpc": mpc.Config[planner],  # type: ignore[valid-type]
+        "train": pets.Config[planner],  # type: ignore[valid-type]
+        "resume": Resume,
+        "eval": Evaluate,
         "list": List,
         "check-env": CheckEnv,
     }
@@ -124,7 +165,7 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console) -> int:
     from mbrl.envs import WORLDS, make_world
-    from mbrl.experiments import mpc
+    from mbrl.experiments import mpc, pets
 
     match command:
         case List():
@@ -149,6 +190,12 @@ def run(command: Any, console: Console) -> int:
             console.print(f"{command.name} passed the check with {len(warnings)} warnings.", highlight=False)
         case mpc.Config():
             mpc.main(command, console)
+        case pets.Config():
+            pets.main(command, console)
+        case Resume():
+            pets.main(pets.config_of(command.folder), console, resume=command.folder)
+        case Evaluate():
+            pets.evaluate_run(command.folder, command.episodes, console)
     return 0
 
 

@@ -20,7 +20,7 @@ from mbrl.errors import (
     UnknownName,
     UnsupportedProblem,
 )
-from mbrl.estimators import FullState, Observed, Padded
+from mbrl.estimators import FullState, Measured, Observed, Padded
 from mbrl.features import Features
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
@@ -55,6 +55,7 @@ __all__ = [
     "MbrlError",
     "Mean",
     "MeanStd",
+    "Measured",
     "MissingExtra",
     "Observed",
     "Optimistic",

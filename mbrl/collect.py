@@ -33,12 +33,14 @@ class Collected:
         returns: (E,) float64, undiscounted, of the episodes that ended, in order of their end. An episode that
             diverged counts up to there.
         lengths: (E,) int64, in steps.
+        episodes: (E,) int64, their numbers.
         diverged: number of steps that were dropped because the simulation left the finite numbers.
     """
 
     transition: Transition
     returns: Tensor
     lengths: Tensor
+    episodes: Tensor
     diverged: int
 
 
@@ -165,12 +167,13 @@ class Collector:
             Transition.cat(self._parts),
             torch.tensor([end[0] for end in self._ends], dtype=torch.float64),
             torch.tensor([end[1] for end in self._ends], dtype=torch.int64),
+            torch.tensor([end[2] for end in self._ends], dtype=torch.int64),
             self._diverged,
         )
 
     def _start_gathering(self) -> None:
         self._parts: list[Transition] = []
-        self._ends: list[tuple[float, int]] = []
+        self._ends: list[tuple[float, int, int]] = []
         self._diverged = 0
 
     def _restart(self) -> None:
@@ -244,7 +247,8 @@ class Collector:
 
         ended |= lost
         if bool(ended.any()):
-            self._ends += zip(self._returns[ended].tolist(), self._lengths[ended].tolist(), strict=True)
+            numbers = (self._returns, self._lengths, self._episode)
+            self._ends += zip(*(number[ended].tolist() for number in numbers), strict=True)
             self._begin(ended)
             self.policy.reset(ended)
         self._obs, self._info, self._y = _tensor(obs), info, y_now

@@ -136,6 +136,35 @@ class DatasetWriter:
         self._write(_MANIFEST, _signed(content).encode())
         self._content = content
 
+    @property
+    def transitions(self) -> int:
+        """How many there are."""
+        return 0 if self._content is None else int(self._content["transitions"])
+
+    def cut(self, transitions: int) -> None:
+        """Forget the shards after the first `transitions`, as a run must that goes on from an older checkpoint.
+
+        Raises:
+            DataError: no shard ends there.
+        """
+        if transitions == self.transitions:
+            return
+        assert self._content is not None  # or there were none
+        kept, n = [], 0
+        for shard in self._content["shards"]:
+            if n < transitions:
+                kept.append(shard)
+                n += shard["transitions"]
+        if n != transitions:
+            raise DataError(
+                f"{self.path} cannot be cut to {transitions} of its {self.transitions} transitions: no shard ends there."
+            )
+        forgotten = self._content["shards"][len(kept) :]
+        self._content = {**self._content, "transitions": n, "shards": kept}
+        self._write(_MANIFEST, _signed(self._content).encode())
+        for shard in forgotten:
+            (self.path / shard["name"]).unlink(missing_ok=True)
+
     def _write(self, name: str, data: bytes) -> None:
         temporary = self.path / f"{name}.tmp"
         try:

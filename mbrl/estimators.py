@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +39,24 @@ class Observed:
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
         return _rows(torch.as_tensor(obs, dtype=self.dtype))
+
+
+class Measured:
+    """y is the state, read by `measure(obs, info)` of a world: for learned models, whose state is y.
+
+    Args:
+        measure: (obs, info) -> y (M, ny).
+        dtype: what a network computes in.
+    """
+
+    def __init__(self, measure: Callable[[Any, Any], Tensor], dtype: torch.dtype = torch.float32):
+        self.measure, self.dtype = measure, dtype
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        pass
+
+    def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
+        return self.measure(obs, info).to(self.dtype)
 
 
 class Padded:

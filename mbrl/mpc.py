@@ -102,6 +102,34 @@ class MPC:
             if self._last_action is not None:
                 self._last_action = torch.where(mask[:, None], 0.0, self._last_action)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried from step to step, as a tree of tensors for a checkpoint; a stateful estimator is not in it."""
+        plan = self._plan
+        return {
+            "planner": None if self._state is None else _fields(self._state),
+            "plan": None
+            if plan is None
+            else {name: value for name, value in _fields(plan).items() if name != "info"},
+            "used": self._used,
+            "restart": self._restart,
+            "last_action": self._last_action,
+            "fallbacks": self.fallbacks,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of an MPC with the same problem and planner."""
+        self._clear()
+        self._used, self._restart, self._last_action = state["used"], state["restart"], state["last_action"]
+        self.fallbacks = state["fallbacks"]
+        if state["plan"] is not None:
+            self._plan = Plan(**state["plan"])
+        if state["planner"] is not None:
+            like = state["plan"]["actions"]
+            x0 = like.new_zeros(len(like), self.problem.dynamics.nx)
+            aside = torch.Generator(self.generator.device)  # the planner's own must not move
+            fresh = self.planner.init(self.problem, x0, generator=aside, guess=self.guess)
+            self._state = dataclasses.replace(fresh, **state["planner"])
+
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
         x = self.estimator(obs, info, self._last_action)
         output = self.problem.dynamics.output
@@ -209,6 +237,10 @@ class MPC:
         else:
             middle = actions.values[0]
         return middle.to(like).expand_as(like)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def where(mask: Tensor, a: T, b: T) -> T:

@@ -35,15 +35,29 @@ class RunFolder:
 
     Args:
         path: created with its parents.
-        columns: of metrics.csv.
+        columns: of metrics.csv; the first is the step.
+        resume_at: go on with the run that is there; rows of later steps are cut off metrics.csv.
 
     Raises:
-        RunFolderError: not writable, in use by a live run, or already holds one of `FILES`.
+        RunFolderError: not writable, in use by a live run, already holds one of `FILES`, or, to resume,
+            does not hold the run's metrics.csv.
     """
 
-    def __init__(self, path: str | Path, columns: Sequence[str]):
+    def __init__(self, path: str | Path, columns: Sequence[str], *, resume_at: int | None = None):
         self.path = Path(path)
         lock = self.path / "run.lock"
+        if resume_at is not None:
+            with readable_errors(self.path):
+                self._lock = filelock.FileLock(lock)
+                self._lock.acquire(timeout=0)
+                try:
+                    self._cut(columns, resume_at)
+                    self._file = (self.path / "metrics.csv").open("a", newline="", encoding="utf-8")
+                except BaseException:
+                    self._lock.release()
+                    raise
+            self._writer = csv.DictWriter(self._file, columns)
+            return
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             crashed = lock.exists()
@@ -117,6 +131,20 @@ class RunFolder:
                 "Choose another folder with --out, or delete it."
             )
 
+    def _cut(self, columns: Sequence[str], step: int) -> None:
+        """Keep the header and the rows up to `step`; a last line that a kill cut short goes too."""
+        file = self.path / "metrics.csv"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} holds no run to go on with: metrics.csv is missing.") from None
+        if not lines or lines[0].strip() != ",".join(columns):
+            raise RunFolderError(f"{file} is not of this kind of run: its columns are {lines[:1]}.")
+        rows = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= step]
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text("".join([lines[0], *rows]), encoding="utf-8")
+        temporary.replace(file)
+
     def _set_aside(self) -> None:
         """Rename what a killed run has left, so that neither run overwrites the other."""
         for name in FILES:
@@ -174,3 +202,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def from_plain(value: Any, types: Sequence[type]) -> Any:
+    """A config again of what `plain` made of it; lists come back as tuples.
+
+    Raises:
+        RunFolderError: it names a type that is not among `types`, or fields that the type does not have.
+    """
+    if isinstance(value, list):
+        return tuple(from_plain(item, types) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = {key: from_plain(item, types) for key, item in value.items() if key != "type"}
+    kind = next((kind for kind in types if kind.__name__ == value.get("type")), None)
+    try:
+        if kind is None:
+            raise TypeError(f"{value.get('type')!r} is none of {', '.join(kind.__name__ for kind in types)}")
+        return kind(**fields)
+    except TypeError as error:
+        raise RunFolderError(f"The run's config.json cannot be used by this version: {error}.") from error

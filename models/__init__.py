@@ -4,7 +4,7 @@ from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizo
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
 from mbrl.models.networks import EnsembleMLP
-from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Thompson, TSInf
+from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Propagation, Thompson, TSInf
 from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MeanDynamics",
     "MomentMatching",
     "Prediction",
+    "Propagation",
     "TSInf",
     "Thompson",
     "Trainer",
