@@ -143,7 +143,7 @@ class Collector:
         the environments all of them are reset before the next step; their episodes then stay without an end.
 
         Raises:
-            EnvError: an environment raised, or returned a reward or y that is not finite.
+            EnvError: an environment raised, returned a reward or y that is not finite, or diverged without an end.
             ContractError: the policy returned a wrong shape, NaN or actions out of bounds, or y has a wrong shape.
         """
         if steps < 1:
@@ -232,8 +232,13 @@ class Collector:
             y_next=y_next,
             terminated=terminated.to(y.device),
             truncated=truncated.to(y.device),
-            episode=self._episode.to(y.device, copy=True),
+            episode=self._episode.to(y.device),
         )
+        if bool((lost & ~ended).any()):
+            i = int((lost & ~ended).nonzero()[0, 0])
+            raise EnvError(
+                f'{self._where(i)} set info["diverged"], but did not end the episode. Truncate it there.'
+            )
         keep = ~lost
         self._check(transition, keep)
         self._parts.append(transition[keep.to(y.device)])
@@ -242,7 +247,6 @@ class Collector:
         self._lengths += keep
         self._returns += torch.where(lost, 0.0, torch.as_tensor(reward, dtype=torch.float64))
 
-        ended |= lost
         if bool(ended.any()):
             self._ends += zip(self._returns[ended].tolist(), self._lengths[ended].tolist(), strict=True)
             self._begin(ended)
@@ -284,7 +288,7 @@ class Collector:
         return y
 
     def _check(self, transition: Transition, keep: Tensor) -> None:
-        for name in ("reward", "y_next"):
+        for name in ("y", "reward", "y_next"):
             value = getattr(transition, name).reshape(self._M, -1)
             bad = keep & ~torch.isfinite(value).all(-1).cpu()
             if bool(bad.any()):
