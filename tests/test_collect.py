@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from mbrl import Collector, ContractError, EnvError, Replay, pack, unpack, vectorize
-from mbrl.collect import Resumable
+from mbrl import Collector, ContractError, EnvError, Replay, Resumable, pack, unpack, vectorize
 from mbrl.envs import make_world
 
 
