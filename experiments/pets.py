@@ -24,7 +24,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from mbrl.checkpoints import Checkpoints, pack, unpack
-from mbrl.collect import Collected, Collector, vectorize
+from mbrl.collect import Collected, Collector
 from mbrl.data import Replay
 from mbrl.datasets import DatasetWriter, load_dataset
 from mbrl.envs import make_training_world
@@ -37,6 +37,7 @@ from mbrl.planners import CEM, SamplingPlanner
 from mbrl.policies import RandomPolicy
 from mbrl.problem import from_task
 from mbrl.protocols import TrainingWorld
+from mbrl.resumable import vectorize
 from mbrl.risk import Mean, MeanStd
 from mbrl.runs import RunFolder, environment, from_plain
 

@@ -6,7 +6,7 @@ One `Problem` holds the true simulator or a learned model; every planner takes i
 
 from mbrl.checkpoints import Checkpoints, pack, unpack
 from mbrl.checks import check_dynamics
-from mbrl.collect import Collected, Collector, Resumable, vectorize
+from mbrl.collect import Collected, Collector
 from mbrl.data import Replay, Transition
 from mbrl.datasets import Dataset, DatasetWriter, load_dataset
 from mbrl.errors import (
@@ -26,6 +26,7 @@ from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task, TrainingWorld
+from mbrl.resumable import Resumable, vectorize
 from mbrl.risk import CVaR, Mean, MeanStd, Optimistic, Risk, Worst
 from mbrl.rollout import Evaluation, evaluate, realize, rollout
 from mbrl.task_checks import check_task

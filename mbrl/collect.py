@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from mbrl.data import Transition
@@ -42,57 +42,6 @@ class Collected:
     lengths: Tensor
     episodes: Tensor
     diverged: int
-
-
-class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Lets a deterministic environment be restored in mid-episode, in another process too.
-
-    `snapshot` holds the random state that the episode was reset with and the actions since. Setting it resets
-    the environment and replays them, which takes as long as it took then. It must be the outermost wrapper, so
-    that time limits are replayed too. Exact where all randomness comes from the environment's `np_random`.
-    """
-
-    def __init__(self, env: gymnasium.Env[Any, Any]):
-        super().__init__(env)
-        self._start: dict[str, Any] | None = None
-        self._actions: list[np.ndarray] = []
-        self._obs: Any = None
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        # A seed replaces the random state; without one the state decides, and is replayed from here.
-        random = self.unwrapped.np_random.bit_generator.state if seed is None else None
-        obs, info = self.env.reset(seed=seed, options=options)
-        self._start, self._actions, self._obs = {"seed": seed, "random": random}, [], np.array(obs)
-        return obs, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        action = np.array(action)
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self._actions.append(action)
-        self._obs = np.array(obs)
-        return obs, reward, terminated, truncated, info
-
-    @property
-    def snapshot(self) -> dict[str, Any] | None:
-        """{"start", "actions" (T, …), "obs"}, or None before the first reset."""
-        if self._start is None:
-            return None
-        actions = np.array(self._actions, self.action_space.dtype).reshape(-1, *self.action_space.shape or ())
-        return {"start": self._start, "actions": torch.as_tensor(actions), "obs": torch.as_tensor(self._obs)}
-
-    @snapshot.setter
-    def snapshot(self, snapshot: dict[str, Any]) -> None:
-        start = snapshot["start"]
-        if start["random"] is not None:
-            self.unwrapped.np_random.bit_generator.state = start["random"]
-        self.reset(seed=start["seed"])
-        for action in snapshot["actions"].numpy():
-            self.step(action)
-
-
-def vectorize(make: Callable[[], gymnasium.Env[Any, Any]], n: int) -> SyncVectorEnv:
-    """n environments, e.g. of `world.make`, as a `Collector` wants them; resumable if they are deterministic."""
-    return SyncVectorEnv([lambda: Resumable(make())] * n, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 class Collector:
@@ -145,7 +94,7 @@ class Collector:
         the environments all of them are reset before the next step; their episodes then stay without an end.
 
         Raises:
-            EnvError: an environment raised, or returned a reward or y that is not finite.
+            EnvError: an environment raised, returned a reward or y that is not finite, or diverged without an end.
             ContractError: the policy returned a wrong shape, NaN or actions out of bounds, or y has a wrong shape.
         """
         if steps < 1:
@@ -235,8 +184,13 @@ class Collector:
             y_next=y_next,
             terminated=terminated.to(y.device),
             truncated=truncated.to(y.device),
-            episode=self._episode.to(y.device, copy=True),
+            episode=self._episode.to(y.device),
         )
+        if bool((lost & ~ended).any()):
+            i = int((lost & ~ended).nonzero()[0, 0])
+            raise EnvError(
+                f'{self._where(i)} set info["diverged"], but did not end the episode. Truncate it there.'
+            )
         keep = ~lost
         self._check(transition, keep)
         self._parts.append(transition[keep.to(y.device)])
@@ -245,7 +199,6 @@ class Collector:
         self._lengths += keep
         self._returns += torch.where(lost, 0.0, torch.as_tensor(reward, dtype=torch.float64))
 
-        ended |= lost
         if bool(ended.any()):
             numbers = (self._returns, self._lengths, self._episode)
             self._ends += zip(*(number[ended].tolist() for number in numbers), strict=True)
@@ -288,7 +241,7 @@ class Collector:
         return y
 
     def _check(self, transition: Transition, keep: Tensor) -> None:
-        for name in ("reward", "y_next"):
+        for name in ("y", "reward", "y_next"):
             value = getattr(transition, name).reshape(self._M, -1)
             bad = keep & ~torch.isfinite(value).all(-1).cpu()
             if bool(bad.any()):
@@ -315,9 +268,8 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly, but for the policy: a tree for `mbrl.checkpoints.pack`.
 
-        Running episodes can be restored if every environment has a `snapshot`, as `Resumable` gives it, and
-        what `output` and the policy read of the info
-        is arrays of numbers (the rest is left out). Else episodes start anew at a resume.
+        Running episodes are in it if every environment has a `snapshot`, as `Resumable` gives it; else episodes
+        start anew at a resume. Of the info only arrays of numbers are kept.
         """
         counters = {
             "episode": self._episode.clone(),

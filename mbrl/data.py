@@ -190,7 +190,7 @@ class Replay:
         Raises:
             ContractError: wrong shapes or sizes, or numbers that are not finite (in the buffer's dtype).
         """
-        rows = self._converted(transition)[-self.capacity :]
+        rows = self._converted(transition)[-self.capacity :]  # an index must not hold a place twice
         index = (self._next + torch.arange(len(rows.reward), device=self.device)) % self.capacity
         for name, store in self._rows.tensors().items():
             store[index] = getattr(rows, name)

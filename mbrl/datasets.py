@@ -80,17 +80,15 @@ class DatasetWriter:
                 f"{self.path} is being written by another process. Choose another folder."
             ) from None
         except OSError as error:
+            self.close()
             raise DataError(f"The data set {self.path} cannot be written: {error}.") from error
         try:
             self._content = _manifest(self.path) if (self.path / _MANIFEST).exists() else None
-            if (
-                self._content is not None
-                and metadata is not None
-                and _json(self._content["metadata"]) != given
-            ):
+            old = _json(self._content["metadata"]) if self._content else given
+            if metadata is not None and old != given:
                 raise DataError(
-                    f"{self.path} was recorded with the metadata {_json(self._content['metadata'])}, but {given} was "
-                    "given. Choose another folder, or leave the metadata out."
+                    f"{self.path} was recorded with the metadata {old}, but {given} was given. "
+                    "Choose another folder, or leave the metadata out."
                 )
         except BaseException:
             self.close()
@@ -124,12 +122,7 @@ class DatasetWriter:
             )
         data = tensor_bytes(rows.tensors())
         name = f"shard-{len(old['shards']):06d}.safetensors"
-        shard = {
-            "name": name,
-            "sha256": digest(data),
-            "bytes": len(data),
-            "transitions": n,
-        }
+        shard = {"name": name, "sha256": digest(data), "bytes": len(data), "transitions": n}
         content = {**old, "transitions": old["transitions"] + n, "shards": [*old["shards"], shard]}
         # The shard first: a manifest never lists what is not there. A shard that is not listed does not count.
         self._write(name, data)

@@ -131,6 +131,11 @@ def _dict(state: Any) -> Any:
     return dict(state) if isinstance(state, OrderedDict) else state
 
 
+def test_names_that_look_alike_are_kept_apart() -> None:
+    tree = {"a/b": torch.tensor(1), "a": {"b": torch.tensor(2)}, 1: torch.tensor(3), "1": torch.tensor(4)}
+    assert same(unpack(*pack(tree)), tree)
+
+
 def test_tied_weights_and_views_can_be_saved(tmp_path: Path) -> None:
     weight = torch.arange(12.0).reshape(3, 4)
     tree = {"one": weight, "two": weight, "part": weight[:, 1:3]}

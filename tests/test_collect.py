@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from mbrl import Collector, ContractError, EnvError, Replay, pack, unpack, vectorize
-from mbrl.collect import Resumable
+from mbrl import Collector, ContractError, EnvError, Replay, Resumable, pack, unpack, vectorize
 from mbrl.envs import make_world
 
 
@@ -82,9 +81,9 @@ def shown(obs: Tensor, info: Mapping[str, Any]) -> Tensor:
 
 def counting(lengths: list[list[int]], fault: Any = None, seed: int = 0) -> Collector:
     makers = [lambda i=i, own=own: Counting(i, own, fault) for i, own in enumerate(lengths)]
-    return Collector(
-        SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), Uniform(), output=shown, seed=seed
-    )
+    # Without copies the observations change under the hands of whoever keeps them.
+    env = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    return Collector(env, Uniform(), output=shown, seed=seed)
 
 
 @given(
@@ -183,6 +182,25 @@ def test_a_step_that_diverged_is_dropped_and_counted() -> None:
     assert rows.y[rows.y[:, 0] == 1].tolist() == [[1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]]
     assert rows.episode[rows.y[:, 0] == 1].tolist() == [1, 1, 2, 2]
     assert made.returns.tolist() == [1.0 + 2.0] and made.lengths.tolist() == [2]
+
+
+def test_an_environment_that_goes_on_after_it_diverged_is_refused() -> None:
+    with pytest.raises(
+        EnvError, match=r'Environment 1, in step 3 .* set info\["diverged"\], but did not end'
+    ):
+        counting([[9], [4]], diverge(ends=False)).collect(5)
+
+
+def test_a_reset_to_nan_is_refused() -> None:
+    collector = counting([[9], [4]])
+    collector.output = lambda obs, info: torch.where(
+        obs[:, 1:2] > 0, torch.nan, obs
+    )  # from the second episode on
+    with pytest.raises(
+        EnvError, match="Environment 1, in step 1 of episode 2 .* returned a y that is not finite"
+    ):
+        collector.collect(9)
+    assert len(collector.gathered().transition.reward) == 8
 
 
 def test_nothing_that_is_not_finite_is_kept_and_what_came_before_is() -> None:
