@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mbrl.checkpoints import Checkpoints, pack, unpack
 from mbrl.collect import Collected, Collector
-from mbrl.data import Replay
+from mbrl.data import Replay, Transition
 from mbrl.datasets import DatasetWriter, load_dataset
 from mbrl.envs import make_training_world
 from mbrl.errors import ContractError, RunFolderError
@@ -208,9 +208,8 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
             text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             console.print(f"  {step:>6} {kind}: {text}", highlight=False)
 
-        def save(new: list[Any]) -> None:
-            for part in new:
-                data.append(part)
+        def save(new: list[Transition]) -> None:
+            data.append(Transition.cat(new))
             new.clear()
             tensors, meta = pack(
                 {
@@ -222,9 +221,9 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                     "wall_s": time.perf_counter() - started,
                 }
             )
-            checkpoints.save(step, tensors, meta)
+            checkpoints.save(step, tensors, meta, finite=("agent/model",))
 
-        fresh: list[Any] = []  # transitions since the last checkpoint
+        fresh: list[Transition] = []  # transitions since the last checkpoint
         with stop_on_interrupt() as stop:
             while step < config.steps and not stop.is_set():
                 some = collector.collect(1)
@@ -234,19 +233,20 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                 for total, length in zip(some.returns.tolist(), some.lengths.tolist(), strict=True):
                     log("episode", **{"return": total, "length": length})
 
-                if due(config, step, fits, some):
+                fitted = due(config, step, fits, some)
+                if fitted:
                     tic = time.perf_counter()
                     fit = agent.fit()
                     fits += 1
                     log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
                     collector.policy = agent.policy
-                    fresh = [type(some.transition).cat(fresh)]
+                evaluated = bool(fits and config.eval_every and step % config.eval_every < config.envs)
+                if evaluated:
+                    log("evaluation", **{"return": statistics.fmean(evaluate(agent, config.eval_episodes))})
+                if fitted or evaluated:  # after all of this step's rows: a resumed run keeps those
                     save(fresh)
-                if config.eval_every and step % config.eval_every < config.envs and fits:
-                    returns = evaluate(agent, config.eval_episodes)
-                    log("evaluation", **{"return": statistics.fmean(returns)})
             if fresh:
-                save([type(fresh[0]).cat(fresh)])
+                save(fresh)
         board.close()
     if stop.is_set():
         raise KeyboardInterrupt

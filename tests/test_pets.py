@@ -1,0 +1,190 @@
+"""Training by PETS: it learns, and a run that was killed goes on number for number."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mbrl import ContractError
+from mbrl.checkpoints import Checkpoints
+from mbrl.errors import CheckpointError, RunFolderError
+from mbrl.experiments import cli, pets
+from mbrl.planners import CEM, ICEM
+
+TINY: dict[str, Any] = {
+    "planner": ICEM(population=8, iterations=1, elites=2),
+    "env": "pets-cartpole",
+    "random_steps": 20,
+    "horizon": 4,
+    "particles": 2,
+    "members": 2,
+    "hidden": (8,),
+    "fit": pets.FitConfig(epochs=2, batch=32),
+}
+WORDS = [
+    *("train", "pets", "--planner", "icem", "--planner.population", "8", "--planner.iterations", "1"),
+    *(
+        "--planner.elites",
+        "2",
+        "--random-steps",
+        "20",
+        "--horizon",
+        "4",
+        "--particles",
+        "2",
+        "--members",
+        "2",
+    ),
+    *(
+        "--hidden",
+        "8",
+        "--fit.epochs",
+        "2",
+        "--fit.batch",
+        "32",
+        "--refit",
+        "15",
+        "--steps",
+        "130",
+        "--envs",
+        "2",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Any:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without what depends on the clock."""
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in csv.DictReader(file)]
+
+
+def state(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    step, tensors, _ = Checkpoints(folder / "checkpoints").load()
+    return step, tensors
+
+
+def same(a: Path, b: Path) -> None:
+    assert rows(a) == rows(b)
+    (step_a, tensors_a), (step_b, tensors_b) = state(a), state(b)
+    assert step_a == step_b and tensors_a.keys() == tensors_b.keys()
+    for name, value in tensors_a.items():
+        assert torch.equal(value, tensors_b[name]), name
+
+
+@pytest.mark.parametrize("refit", ["once", "episode", 30])
+def test_the_three_forms_of_the_loop(refit: Any, tmp_path: Path) -> None:
+    folder = pets.main(pets.Config(**TINY, refit=refit, steps=450, out=tmp_path / "run"))
+    fits = [int(row["step"]) for row in rows(folder) if row["kind"] == "fit"]
+    assert fits == {"once": [20], "episode": [20, 200, 400], 30: [20, *range(30, 451, 30)]}[refit]
+    assert [row["length"] for row in rows(folder) if row["kind"] == "episode"] == ["200", "200"]
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In mid-episode, several environments, evaluations in between."""
+    config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2}
+    whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
+    collect, calls = pets.Collector.collect, iter(range(10_000))
+
+    def fail(self: Any, steps: int) -> Any:
+        if next(calls) == 37:  # not at a checkpoint
+            raise ZeroDivisionError
+        return collect(self, steps)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(pets.Collector, "collect", fail)
+        pets.main(pets.Config(**config, out=tmp_path / "cut"))
+    folder = tmp_path / "cut"
+    assert state(folder)[0] < 74
+    pets.main(pets.config_of(folder), resume=folder)
+    same(whole, folder)
+
+
+def test_killed_at_any_moment_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mbrl", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    assert start(*WORDS, "--out", str(tmp_path / "whole")).wait() == 0
+    folder = tmp_path / "killed"
+    process = start(*WORDS, "--out", str(folder))
+    kills = 0
+    for after in (2, 4):  # checkpoints; then somewhere in the work that follows
+        while len(list((folder / "checkpoints").glob("step_*"))) < min(after, 3) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(0.03 * after)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        process = start("resume", str(folder))
+    assert process.wait() == 0
+    assert kills >= 1  # else nothing was tested
+    same(tmp_path / "whole", folder)
+
+
+def test_a_damaged_checkpoint_names_the_newest_good_one(tmp_path: Path) -> None:
+    folder = pets.main(pets.Config(**TINY, refit=30, steps=100, out=tmp_path / "run"))
+    steps = Checkpoints(folder / "checkpoints").steps()
+    file = folder / "checkpoints" / f"step_{steps[-1]}" / "tensors.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"step {steps[-2]}"):
+        pets.main(pets.config_of(folder), resume=folder)
+
+
+def test_learns_to_balance(tmp_path: Path) -> None:
+    """A few hundred steps of the inverted pendulum are enough to hold it far longer than random actions do."""
+    config = pets.Config(
+        planner=CEM(population=60, iterations=3, elites=8),
+        env="InvertedPendulum-v5",
+        steps=220,
+        random_steps=120,
+        horizon=12,
+        particles=4,
+        members=3,
+        hidden=(48, 48),
+        fit=pets.FitConfig(epochs=150, batch=64),
+        out=tmp_path / "run",
+    )
+    folder = pets.main(config)
+    lengths = [int(float(row["length"])) for row in rows(folder) if row["kind"] == "episode"]
+    random = [
+        n for n, end in zip(lengths, torch.tensor(lengths).cumsum(0).tolist(), strict=True) if end <= 120
+    ]
+    assert len(lengths) == len(random) or max(lengths[len(random) :]) > 2 * max(random)
+    agent = pets.Agent(config, pets.make_training_world(config.env))
+    _, tensors, meta = Checkpoints(folder / "checkpoints").load()
+    agent.load_state_dict(pets.unpack(tensors, meta)["agent"])
+    assert torch.isfinite(agent.model.target_scale).all()
+
+
+def test_bad_words_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "petz"]) == 2
+    assert "Did you mean pets?" in capsys.readouterr().err
+    assert cli.main(["train", "pets", "--env", "pets-cartpol"]) == 2
+    assert "pets-cartpole" in capsys.readouterr().err
+    assert cli.main(["resume", str(tmp_path)]) == 1
+    assert "holds no run to go on with" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ContractError, match="refit needs"):
+        pets.Config(**TINY, refit=0)
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"type": "Config"}}))
+    with pytest.raises(RunFolderError, match="another kind"):
+        pets.config_of(tmp_path)
