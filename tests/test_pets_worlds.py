@@ -48,10 +48,6 @@ def walk(world: TrainingWorld, steps: int) -> tuple[Tensor, Tensor, Tensor, list
     return before, u, after, rewards
 
 
-def indices_of(y: np.ndarray, name: str, world: World) -> np.ndarray:
-    return y[..., world.layout[name]]
-
-
 # Shapes of the paper's assets (handful-of-trials, dmbrl/env/assets/*.xml), body by body: a capsule's radius and
 # ends, or a sphere's radius and centre, in the frame of the body that the joints before it move.
 Shape = tuple[float, tuple[float, ...], tuple[float, ...] | None]
@@ -294,9 +290,9 @@ def test_starts_are_drawn_as_in_the_paper(worlds: dict[str, World]) -> None:
     pusher = starts(worlds["pets-pusher"], n)
     normal(pusher[:, 7:9], [-0.25, 0.15], 0.025)  # along y, along x
     assert not pusher[:, :7].any() and np.abs(pusher[:, 9:16]).max() < 0.005
-    object_at = indices_of(pusher, "xpos/object", worlds["pets-pusher"])
-    goal = indices_of(pusher, "xpos/goal", worlds["pets-pusher"])
-    np.testing.assert_allclose((object_at - goal)[:, :2], pusher[:, [8, 7]], atol=1e-12)
+    layout = worlds["pets-pusher"].layout
+    gap = pusher[:, layout["xpos/object"]] - pusher[:, layout["xpos/goal"]]
+    np.testing.assert_allclose(gap[:, :2], pusher[:, [8, 7]], atol=1e-12)
     assert np.abs(starts(worlds["pets-halfcheetah"], 20)).max() < 0.006
 
 
