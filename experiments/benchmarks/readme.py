@@ -128,17 +128,41 @@ def _cell(row: dict[str, Any] | None, best: bool) -> str:
 
 
 def endurance() -> str:
-    rows = [
-        (
-            result["env"],
-            f"{result['steps']} of {result['wanted_steps']}",
-            f"{result['planner']}, horizon {result['horizon']}, {result['model_steps_per_plan']:,.0f} steps per plan",
-            f"{result['return']:.0f}",
-            f"{result['plan_ms']['median']:.0f}",
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for result in load("endurance/*.json"):
+        cases.setdefault(result["env"], []).append(result)
+    rows = []
+    for env, results in cases.items():
+        one = results[0]
+        planner = (
+            f"{one['planner']}, horizon {one['horizon']}, {one['model_steps_per_plan']:,.0f} steps per plan"
         )
-        for result in load("endurance/*.json")
-    ]
-    head = ("world", "control steps without a fall", "planner", "return", "plan, ms")
+        if one.get("planning_integrator"):
+            planner += f", planned with {one['planning_integrator'].capitalize()}"
+        steps = sorted({result["steps"] for result in results})
+        value = {"upright": "upright", "regulator": "LQR's cost-to-go"}.get(
+            one.get("terminal_cost") or "", "none"
+        )
+        rows.append(
+            (
+                env,
+                f"{' to '.join(map(str, steps[:: max(len(steps) - 1, 1)]))} of {one['wanted_steps']}",
+                str(len(results)),
+                planner,
+                value,
+                f"{statistics.mean(result['return'] for result in results):.0f}",
+                f"{median(results, 'plan_ms'):.0f}",
+            )
+        )
+    head = (
+        "world",
+        "control steps without a fall",
+        "seeds",
+        "planner",
+        "terminal cost",
+        "return",
+        "plan, ms",
+    )
     return table(head, rows) if rows else ""
 
 
@@ -181,7 +205,8 @@ def settings(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def median(results: list[dict[str, Any]], name: str) -> float:
-    return float(statistics.median(result[name] for result in results))
+    values = (result[name] for result in results)
+    return float(statistics.median(v["median"] if isinstance(v, dict) else v for v in values))
 
 
 def robustness() -> str:

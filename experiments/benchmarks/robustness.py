@@ -42,7 +42,7 @@ SCALES = {"body_mass": (0.8, 1.2), "geom_friction": (0.8, 1.2)}
 
 @dataclass(frozen=True)
 class Config:
-    seeds: int = 20
+    seeds: int = 100
     """Plants, each with its own mass, friction and start."""
     steps: int = 100
     speed: float = 0.7
