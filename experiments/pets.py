@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import scipy.stats
 import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
@@ -30,6 +29,7 @@ from mbrl.datasets import DatasetWriter, load_dataset
 from mbrl.envs import make_training_world
 from mbrl.errors import ContractError, RunFolderError
 from mbrl.estimators import Measured
+from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
 from mbrl.models import TS1, Ensemble, Fit, FitConfig, MomentMatching, Propagation, Trainer, TSInf
 from mbrl.mpc import MPC
@@ -297,12 +297,9 @@ def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
     step, tensors, meta = Checkpoints(folder / "checkpoints").load()
     agent.load_state_dict(unpack(tensors, meta)["agent"])
     returns = evaluate(agent, episodes)
-    mean = sum(returns) / len(returns)
-    interval = ""
-    if len(returns) > 1:
-        found = scipy.stats.bootstrap((returns,), statistics.fmean, rng=0).confidence_interval
-        interval = f", 95 % interval {found.low:.4g} to {found.high:.4g}"
-    console.print(f"{config.env} after {step} steps: return {mean:.4g}{interval} ({episodes} episodes)")
+    mean, (low, high) = statistics.fmean(returns), interval(returns)
+    around = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
+    console.print(f"{config.env} after {step} steps: return {mean:.4g}{around} ({episodes} episodes)")
     return mean
 
 

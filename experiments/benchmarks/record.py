@@ -7,9 +7,12 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.stats
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -44,3 +47,13 @@ def write(path: Path, result: dict[str, Any]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(result, indent=1, default=str) + "\n")
     os.replace(temporary, path)
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """95 % bootstrap interval of the mean; None where the values say nothing about it."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None, None
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)

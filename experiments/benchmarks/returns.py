@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 import tyro
 from rich.console import Console
@@ -27,7 +26,7 @@ from rich.table import Table
 
 from mbrl.envs import World, gym_world
 from mbrl.estimators import FullState
-from mbrl.experiments.benchmarks.record import RESULTS, machine, write
+from mbrl.experiments.benchmarks.record import RESULTS, interval, machine, write
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
 from mbrl.problem import Box, Problem
@@ -162,12 +161,7 @@ def summarise(config: Config) -> list[dict[str, Any]]:
     rows = []
     for (env, budget, planner), results in sorted(cells.items()):
         returns = [result["return"] for result in results]
-        low = high = None
-        if len(returns) > 1 and np.ptp(returns) > 0:
-            interval = scipy.stats.bootstrap(
-                (returns,), np.mean, method="percentile", rng=np.random.default_rng(0)
-            ).confidence_interval
-            low, high = float(interval.low), float(interval.high)
+        low, high = interval(returns)
         rows.append(
             {
                 "env": env,
