@@ -24,6 +24,7 @@ from mbrl.estimators import FullState, Measured, Observed, Padded
 from mbrl.features import Features
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
+from mbrl.policies import RandomPolicy
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task, TrainingWorld
 from mbrl.resumable import Resumable, vectorize
@@ -66,6 +67,7 @@ __all__ = [
     "Planner",
     "Policy",
     "Problem",
+    "RandomPolicy",
     "Replay",
     "Resumable",
     "Risk",
