@@ -180,12 +180,12 @@ class Draw:
         z = model.inputs(y, u).to(self._dtype)
         if len(self._layers) == 1:
             out = self._forward(next(iter(self._layers)), z)
-        else:
-            out = y.new_empty(*z.shape[:-1], model.net.biases[-1].shape[-1], dtype=model.input_mean.dtype)
-            for e in self._layers:
-                (of_e,) = (member == e).nonzero(as_tuple=True)
-                if len(of_e):
-                    out[of_e] = self._forward(e, z[of_e])
+        else:  # one network after the other, so that its rows stay in the cache from layer to layer
+            order = member.argsort()
+            shares = torch.bincount(member, minlength=model.members).tolist()
+            parts = torch.split(z[order], shares)
+            out = torch.cat([self._forward(e, part) for e, part in enumerate(parts) if len(part)])
+            out = out[order.argsort()]
         target = out[..., : model.np]
         if self._noise is not None:
             raw = out[..., model.nt : model.nt + model.np]
