@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import re
 import sys
@@ -57,9 +58,11 @@ class Resume:
 
     Attributes:
         folder: of the run.
+        steps: in all, if not those that it was started with.
     """
 
     folder: tyro.conf.Positional[Path]
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,10 @@ def run(command: Any, console: Console) -> int:
         case pets.Config():
             pets.main(command, console)
         case Resume():
-            pets.main(pets.config_of(command.folder), console, resume=command.folder)
+            config = pets.config_of(command.folder)
+            if command.steps is not None:
+                config = dataclasses.replace(config, steps=command.steps)
+            pets.main(config, console, resume=command.folder)
         case Evaluate():
             pets.evaluate_run(command.folder, command.episodes, console)
     return 0

@@ -46,7 +46,7 @@ PLANNER = CEM(population=400, iterations=5, elites=40)
 """The paper's."""
 PROPAGATIONS: dict[str, type[Propagation]] = {"ts1": TS1, "tsinf": TSInf, "moments": MomentMatching}
 COLUMNS = (
-    *("step", "kind", "episode", "return", "length"),
+    *("step", "kind", "return", "length"),
     *("train_loss", "holdout_error", "epochs", "fit_s", "plan_ms", "wall_s"),
 )
 
@@ -223,15 +223,20 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
             )
             checkpoints.save(step, tensors, meta, finite=("agent/model",))
 
-        fresh: list[Transition] = []  # transitions since the last checkpoint
+        fresh: list[Transition] = []  # since the last checkpoint
+        plan_ms: list[float] = []  # since the last episode's end
         with stop_on_interrupt() as stop:
             while step < config.steps and not stop.is_set():
                 some = collector.collect(1)
+                if collector.policy is agent.policy and agent.policy.report is not None:
+                    plan_ms.append(agent.policy.report.plan_ms)
                 agent.replay.add(some.transition)
                 fresh.append(some.transition.to("cpu", torch.float32))
                 step += config.envs
                 for total, length in zip(some.returns.tolist(), some.lengths.tolist(), strict=True):
-                    log("episode", **{"return": total, "length": length})
+                    planning = {"plan_ms": statistics.median(plan_ms)} if plan_ms else {}
+                    log("episode", **{"return": total, "length": length, **planning})
+                    plan_ms.clear()
 
                 fitted = due(config, step, fits, some)
                 if fitted:

@@ -104,12 +104,14 @@ def test_robustness_sentence_follows_from_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = readme.robustness()
-    assert text.count("\n|") == 5 and "not significant (p = 0.34)" in text
+    arms = {arm["arm"]: arm["fell_at"] for arm in readme.load("robustness/*.json")}
+    p = readme.mcnemar(arms["nominal"], arms["sampled"])
+    assert text.count("\n|") == 5 and f"(p = {p:.2f})" in text
     (tmp_path / "robustness").mkdir()
     for path in (RESULTS / "robustness").glob("*.json"):
         arm = json.loads(path.read_text())
         if arm["arm"] == "nominal":
-            arm |= {"falls": 20, "fell_at": [7] * 20}
+            arm |= {"falls": arm["seeds"], "fell_at": [7] * arm["seeds"]}
         (tmp_path / "robustness" / path.name).write_text(json.dumps(arm))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert "the difference is significant (p = 0.00)" in readme.robustness()

@@ -74,7 +74,9 @@ def _restore() -> Any:
 def rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without what depends on the clock."""
     with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if not k.endswith(("_s", "_ms"))} for row in csv.DictReader(file)
+        ]
 
 
 def state(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
