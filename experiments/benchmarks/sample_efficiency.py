@@ -26,7 +26,7 @@ from rich.table import Table
 from mbrl.experiments import pets
 from mbrl.experiments.benchmarks.record import RESULTS, interval, machine, write
 from mbrl.models import FitConfig
-from mbrl.planners import CEM, SamplingPlanner
+from mbrl.planners import CEM, ICEM, SamplingPlanner
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,20 @@ class Case:
 CASES = {
     case.env: case
     for case in (
-        Case("pets-cartpole", 2_400, 180.0, CEM(population=100, iterations=4, elites=10)),
-        Case("Pendulum-v1", 3_000, -200.0, CEM(population=100, iterations=3, elites=10), hidden=(100, 100)),
+        Case(
+            "pets-cartpole",
+            2_400,
+            180.0,
+            ICEM(population=80, iterations=3, elites=10, std=0.3),
+            hidden=(128, 128),
+        ),
+        Case(
+            "Pendulum-v1",
+            3_000,
+            -200.0,
+            ICEM(population=60, iterations=3, elites=8),
+            hidden=(100, 100),
+        ),
         Case(
             "InvertedPendulum-v5",
             10_000,
