@@ -131,7 +131,8 @@ def parse(argv: list[str]) -> Any:
     """
     from mbrl.experiments import mpc, pets
 
-    name, rest = "", []
+    name: str | None = None
+    rest = []
     words = iter(argv)
     for word in words:
         if word == "--planner":
@@ -143,7 +144,8 @@ def parse(argv: list[str]) -> Any:
     train = rest[:1] == ["train"]
     if train and (len(rest) < 2 or rest[1] != "pets"):
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
-    name = name or ("cem" if train else "icem")
+    if name is None:
+        name = "cem" if train else "icem"
     if name not in mpc.PLANNERS:
         raise UnknownName("planner", name, mpc.PLANNERS)
     planner = mpc.PLANNERS[name]

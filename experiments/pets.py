@@ -170,8 +170,8 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
     console = console or Console()
     world = make_training_world(config.env)
     agent = Agent(config, world)
-    random = RandomPolicy(world.actions, generator=torch.Generator().manual_seed(config.seed))
-    collector = Collector(vectorize(world.make, config.envs), random, output=world.measure, seed=config.seed)
+    babble = RandomPolicy(world.actions, generator=torch.Generator().manual_seed(config.seed))
+    collector = Collector(vectorize(world.make, config.envs), babble, output=world.measure, seed=config.seed)
     step, fits, started = 0, 0, time.perf_counter()
 
     checkpoints, state = None, None
@@ -193,7 +193,7 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
             data.cut(state["transitions"])
             agent.replay.add(load_dataset(data.path).transition)
             agent.load_state_dict(state["agent"])
-            random.generator.set_state(state["random"])
+            babble.generator.set_state(state["random"])
             collector.policy = agent.policy
             collector.load_state_dict(state["collector"])
         assert checkpoints is not None
@@ -215,7 +215,7 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                 {
                     "agent": agent.state_dict(),
                     "collector": collector.state_dict(),
-                    "random": random.generator.get_state(),
+                    "random": babble.generator.get_state(),
                     "transitions": data.transitions,
                     "fits": fits,
                     "wall_s": time.perf_counter() - started,

@@ -19,7 +19,6 @@ import mbrl.planning
 
 setting = json.loads(sys.argv[1])
 ny, nu, act = setting["ny"], setting["nu"], {"relu": "ReLU", "silu": "SiLU"}[setting["activation"]]
-torch.manual_seed(setting["seed"])
 torch.set_num_threads(setting["threads"])
 net = mbrl.models.GaussianMLP(
     ny + nu,
