@@ -3,6 +3,7 @@
 from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
+from mbrl.models.linear import LinearGaussian, LinearModel
 from mbrl.models.networks import EnsembleMLP
 from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Propagation, Thompson, TSInf
 from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
@@ -17,6 +18,8 @@ __all__ = [
     "Fit",
     "FitConfig",
     "HorizonError",
+    "LinearGaussian",
+    "LinearModel",
     "MeanDynamics",
     "MomentMatching",
     "Prediction",

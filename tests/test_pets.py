@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from mbrl import ContractError
-from mbrl.checkpoints import Checkpoints
+from mbrl.checkpoints import Checkpoints, unpack
+from mbrl.collect import Collector
+from mbrl.envs import make_training_world
 from mbrl.errors import CheckpointError, RunFolderError
 from mbrl.experiments import cli, pets
+from mbrl.models import FitConfig
 from mbrl.planners import CEM, ICEM
 
 TINY: dict[str, Any] = {
@@ -28,7 +31,7 @@ TINY: dict[str, Any] = {
     "particles": 2,
     "members": 2,
     "hidden": (8,),
-    "fit": pets.FitConfig(epochs=2, batch=32),
+    "fit": FitConfig(epochs=2, batch=32),
 }
 WORDS = [
     *("train", "pets", "--planner", "icem", "--planner.population", "8", "--planner.iterations", "1"),
@@ -99,7 +102,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: p
     """In mid-episode, several environments, evaluations in between."""
     config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2}
     whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
-    collect, calls = pets.Collector.collect, iter(range(10_000))
+    collect, calls = Collector.collect, iter(range(10_000))
 
     def fail(self: Any, steps: int) -> Any:
         if next(calls) == 37:  # not at a checkpoint
@@ -107,7 +110,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: p
         return collect(self, steps)
 
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(pets.Collector, "collect", fail)
+        patch.setattr(Collector, "collect", fail)
         pets.main(pets.Config(**config, out=tmp_path / "cut"))
     folder = tmp_path / "cut"
     assert state(folder)[0] < 74
@@ -161,7 +164,7 @@ def test_learns_to_balance(tmp_path: Path) -> None:
         particles=4,
         members=3,
         hidden=(48, 48),
-        fit=pets.FitConfig(epochs=150, batch=64),
+        fit=FitConfig(epochs=150, batch=64),
         out=tmp_path / "run",
     )
     folder = pets.main(config)
@@ -170,9 +173,9 @@ def test_learns_to_balance(tmp_path: Path) -> None:
         n for n, end in zip(lengths, torch.tensor(lengths).cumsum(0).tolist(), strict=True) if end <= 120
     ]
     assert len(lengths) == len(random) or max(lengths[len(random) :]) > 2 * max(random)
-    agent = pets.Agent(config, pets.make_training_world(config.env))
+    agent = pets.Agent(config, make_training_world(config.env))
     _, tensors, meta = Checkpoints(folder / "checkpoints").load()
-    agent.load_state_dict(pets.unpack(tensors, meta)["agent"])
+    agent.load_state_dict(unpack(tensors, meta)["agent"])
     assert torch.isfinite(agent.model.target_scale).all()
 
 
