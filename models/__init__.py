@@ -1,5 +1,6 @@
 """Learned dynamics: neural ensembles, their training and how their uncertainty is propagated."""
 
+from mbrl.models.bayesian import BayesianConfig, BayesianModel, BayesianTrainer
 from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
@@ -10,6 +11,9 @@ from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
 
 __all__ = [
     "TS1",
+    "BayesianConfig",
+    "BayesianModel",
+    "BayesianTrainer",
     "Calibration",
     "DisagreementCost",
     "Ensemble",
