@@ -2,11 +2,13 @@
 
 from mbrl.models.bayesian import BayesianConfig, BayesianModel, BayesianTrainer
 from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
+from mbrl.models.casadi_export import casadi_function, casadi_weights
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
 from mbrl.models.linear import LinearGaussian, LinearModel
 from mbrl.models.networks import EnsembleMLP
 from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Propagation, Thompson, TSInf
+from mbrl.models.storage import load_ensemble, save_ensemble
 from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
 
 __all__ = [
@@ -33,6 +35,10 @@ __all__ = [
     "Trainer",
     "WithDisagreement",
     "calibrate",
+    "casadi_function",
+    "casadi_weights",
     "horizon_error",
+    "load_ensemble",
     "recalibrate",
+    "save_ensemble",
 ]

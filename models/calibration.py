@@ -75,6 +75,7 @@ def calibrate(
         )
     z = error / variance.sqrt()
     scale = model.target_scale[: model.np]
+    doubt, miss = disagreement_and_error(model, y, u, y_next)
 
     each = torch.stack([(z.abs() <= width).to(z).mean(0) for width in _widths(levels)])
     gaps = [abs(float((z.abs() <= w).to(z).mean()) - p) for p, w in zip(GRID, _widths(GRID), strict=True)]
@@ -87,8 +88,15 @@ def calibrate(
         expected_error=sum(gaps) / len(gaps),
         aleatoric=float((aleatoric / variance).mean()),
         epistemic=float((epistemic / variance).mean()),
-        rank=_rank((epistemic.sqrt() / scale).mean(-1), (error.abs() / scale).mean(-1)),
+        rank=_rank(doubt, miss),
     )
+
+
+def disagreement_and_error(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the members disagree and how wrong their mean is, (B,) and (B,): means over the normalised targets."""
+    error, _, _, epistemic = _errors(model, y, u, y_next)
+    scale = model.target_scale[: model.np]
+    return (epistemic.sqrt() / scale).mean(-1), (error.abs() / scale).mean(-1)
 
 
 def recalibrate(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
@@ -159,4 +167,4 @@ def _rank(a: Tensor, b: Tensor) -> float:
     """Spearman's rank correlation; NaN where one of the two does not vary."""
     if float(a.std()) == 0 or float(b.std()) == 0:
         return math.nan
-    return float(scipy.stats.spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a.cpu(), b.cpu()).statistic)

@@ -79,7 +79,7 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences() -> None:
             value, ends = float(flat[i]), []
             for step in (1e-6, -1e-6):
                 flat[i] = value + step
-                ends.append(float(loss()))
+                ends.append(float(loss().detach()))
             flat[i] = value
             assert float(gradient.flatten()[i]) == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-6)
 
