@@ -1,7 +1,14 @@
 """Learned dynamics: neural ensembles, their training and how their uncertainty is propagated."""
 
 from mbrl.models.bayesian import BayesianConfig, BayesianModel, BayesianTrainer
-from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
+from mbrl.models.calibration import (
+    Calibration,
+    HorizonError,
+    calibrate,
+    disagreement_and_error,
+    horizon_error,
+    recalibrate,
+)
 from mbrl.models.casadi_export import casadi_function, casadi_weights
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
@@ -37,6 +44,7 @@ __all__ = [
     "calibrate",
     "casadi_function",
     "casadi_weights",
+    "disagreement_and_error",
     "horizon_error",
     "load_ensemble",
     "recalibrate",
