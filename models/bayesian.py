@@ -25,6 +25,7 @@ class BayesianModel(nn.Module):
 
     Networks drawn from it are an `Ensemble`: `draw` gives one to plan with, calibrate, or explore by
     (Thompson). As `Stochastic` dynamics each particle follows a network of its own for the whole rollout.
+    `MeanDynamics(model.center)` is the deterministic network of the means.
 
     Args:
         ny, nu: sizes; the state of a learned model is y.

@@ -62,7 +62,8 @@ class _Structure:
 
 def _structure(model: Exportable) -> _Structure:
     if isinstance(model, LinearModel):
-        return _Structure(model.features, model.nu, tuple(model.weights.shape), "relu", 1, True)
+        sizes = tuple(model.weights.shape)  # no hidden layer, so the activation means nothing
+        return _Structure(model.features, model.nu, sizes, "tanh", members=1, mean=True)
     holder, members = _members(model)
     sizes = (*(w.shape[1] for w in holder.net.weights), holder.np)
     mean = not isinstance(model, Ensemble)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from mbrl import DatasetWriter, Features, Transition
 from mbrl.experiments import cli
-from mbrl.experiments.fit import split
-from mbrl.models import load_ensemble
+from mbrl.experiments.fit import Losses, split
+from mbrl.models import Epoch, load_ensemble
 from tests.problems import seeded
 
 TINY = ["--members", "2", "--hidden", "16", "--fit.batch", "32"]
@@ -59,11 +63,11 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def test_a_data_set_becomes_a_calibrated_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = store(tmp_path / "data", walk(3_000))
+    data = store(tmp_path / "data", walk(2_000))
     out = tmp_path / "run"
-    assert fit(data, out, "--fit.epochs", "15") == 0
+    assert fit(data, out, "--fit.epochs", "25", "--fit.batch", "64", "--test", "0.3") == 0
     found = report(out)
-    assert found["transitions"] == {"fitted": 2_400, "recalibrated": 300, "reported": 300}
+    assert found["transitions"] == {"fitted": 1_400, "recalibrated": 300, "reported": 300}
     said = found["calibration"]["recalibrated"]
     for level, share in said["coverage"].items():
         assert abs(share - float(level)) < 0.05
@@ -95,7 +99,7 @@ def test_a_seed_gives_the_same_model(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     models = []
     for name in ("a", "b"):
-        assert fit(data, tmp_path / name, "--fit.epochs", "2", "--seed", "3") == 0
+        assert fit(data, tmp_path / name, "--fit.epochs", "2", "--seed", "3", "--test", "0") == 0
         models.append(load_ensemble(tmp_path / name / "model").state_dict())
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
     assert torch.equal(state, torch.get_rng_state())
@@ -110,7 +114,7 @@ def test_the_world_of_the_data_gives_the_features(tmp_path: Path) -> None:
     found = report(tmp_path / "run")
     assert list(found["calibration"]) == ["as fitted"]
     assert len(found["open_loop"]["error"]) == 30  # no piece of an episode is longer
-    assert fit(data, tmp_path / "plain", "--fit.epochs", "1", "--world", "none") == 0
+    assert fit(data, tmp_path / "plain", "--fit.epochs", "1", "--world", "none", "--test", "0") == 0
     assert load_ensemble(tmp_path / "plain" / "model").features == Features(3)
 
 
@@ -132,6 +136,17 @@ def test_one_member_and_rows_out_of_order(tmp_path: Path) -> None:
     assert "in order of time" in found["open_loop"]["note"]
     assert found["calibration"]["recalibrated"]["rank"] is None
     assert (tmp_path / "run" / "calibration.png").exists()
+
+
+def test_a_terminal_shows_every_member() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with Losses(console, members=2, epochs=5) as progress:
+        progress.show(Epoch(0, [1.5, 1.25], [0.5, 0.25], [True, True]))
+        progress.show(Epoch(1, [1.0, math.nan], [0.75, math.nan], [False, False]))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for row in (r"0 +│ 1.0000 +│ 0.75000 +│ 0.50000 +│ 0", r"1 +│ nan +│ nan +│ 0.25000 +│ 0", "2/5"):
+        assert re.search(row, shown)
 
 
 def test_parts_are_whole_episodes_but_for_two_cuts() -> None:
