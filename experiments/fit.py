@@ -123,6 +123,7 @@ def main(config: Config, console: Console | None = None) -> Path:
             f"{len(train.reward)} of {len(rows.reward)} transitions of {config.dataset} -> {folder.path}",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
         with Losses(console, config.members, config.fit.epochs) as progress:
 
@@ -157,11 +158,14 @@ def main(config: Config, console: Console | None = None) -> Path:
         }
         saved = save_ensemble(folder.path / "model", model)
         (folder.path / "report.json").write_text(
-            json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            json.dumps(json_types(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
     show(report, console)
     console.print(
-        f"The model, for mbrl.models.load_ensemble: {saved.parent}", highlight=False, soft_wrap=True
+        f"The model, for mbrl.models.load_ensemble: {saved.parent}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
     return folder.path
 
@@ -246,7 +250,6 @@ def windows(rows: Transition, length: int, *, generator: Generator) -> tuple[Ten
 
 
 def numbers(said: Calibration) -> dict[str, Any]:
-    """As JSON types; what is not defined is None."""
     return {
         "coverage": {f"{level:g}": said.coverage[level] for level in LEVELS},
         "coverage_each": said.coverage_each[: len(LEVELS)].tolist(),
@@ -255,8 +258,17 @@ def numbers(said: Calibration) -> dict[str, Any]:
         "rmse": said.rmse.tolist(),
         "aleatoric": said.aleatoric,
         "epistemic": said.epistemic,
-        "rank": None if math.isnan(said.rank) else said.rank,
+        "rank": said.rank,
     }
+
+
+def json_types(value: Any) -> Any:
+    """With None for numbers that are not finite, as of rollouts that diverge: JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {key: json_types(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [json_types(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -272,10 +284,11 @@ def show(report: dict[str, Any], console: Console) -> None:
     for name, key in (("expected calibration error", "expected_error"), ("negative log-likelihood", "nll")):
         table.add_row(name, *(f"{said[key]:.3f}" for said in found.values()))
     said = list(found.values())[-1]
-    share = f"{100 * said['epistemic']:.0f} %"
-    table.add_row("ignorance, share of the variance", *[""] * (len(found) - 1), share)
-    rank = "undefined" if said["rank"] is None else f"{said['rank']:.2f}"
-    table.add_row("rank correlation, disagreement and error", *[""] * (len(found) - 1), rank)
+    for name, text in (
+        ("ignorance, share of the variance", f"{100 * said['epistemic']:.0f} %"),
+        ("rank correlation, disagreement and error", f"{said['rank']:.2f}"),
+    ):
+        table.add_row(name, *[""] * (len(found) - 1), text)
     console.print(table)
 
 

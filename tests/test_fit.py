@@ -17,7 +17,7 @@ from rich.console import Console
 from mbrl import DatasetWriter, Features, Transition
 from mbrl.experiments import cli
 from mbrl.experiments.fit import Losses, split
-from mbrl.models import Epoch, load_ensemble
+from mbrl.models import Epoch, HorizonError, load_ensemble
 from tests.problems import seeded
 
 TINY = ["--members", "2", "--hidden", "16", "--fit.batch", "32"]
@@ -147,6 +147,17 @@ def test_a_terminal_shows_every_member() -> None:
     shown = console.file.getvalue()
     for row in (r"0 +│ 1.0000 +│ 0.75000 +│ 0.50000 +│ 0", r"1 +│ nan +│ nan +│ 0.25000 +│ 0", "2/5"):
         assert re.search(row, shown)
+
+
+def test_rollouts_that_diverge_are_told_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    horizon = HorizonError(torch.tensor([0.1, torch.inf, torch.nan]), torch.tensor([0.1, 0.2, torch.nan]))
+    monkeypatch.setattr("mbrl.experiments.fit.horizon_error", lambda *_, **__: horizon)
+    data = store(tmp_path / "data", walk(300))
+    assert fit(data, tmp_path / "a [b] run", "--fit.epochs", "1", "--no-recalibrate") == 0
+    assert report(tmp_path / "a [b] run")["open_loop"]["error"] == pytest.approx([0.1, None, None])
+    assert "a [b] run" in capsys.readouterr().out
 
 
 def test_parts_are_whole_episodes_but_for_two_cuts() -> None:
