@@ -1,4 +1,4 @@
-"""The command `mbrl`: control robots, list what there is, check an environment.
+"""The command `mbrl`: control robots, train agents, fit models, list what there is, check an environment.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
 """
@@ -129,7 +129,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import mpc, pets
+    from mbrl.experiments import fit, mpc, pets
 
     name: str | None = None
     rest = []
@@ -156,6 +156,7 @@ def parse(argv: list[str]) -> Any:
     commands: dict[str, Any] = {
         "mpc": mpc.Config[planner],  # type: ignore[valid-type]
         "train": pets.Config[planner],  # type: ignore[valid-type]
+        "fit": fit.Config,
         "resume": Resume,
         "eval": Evaluate,
         "list": List,
@@ -170,7 +171,7 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console) -> int:
     from mbrl.envs import WORLDS, make_world
-    from mbrl.experiments import mpc, pets
+    from mbrl.experiments import fit, mpc, pets
 
     match command:
         case List():
@@ -197,6 +198,8 @@ def run(command: Any, console: Console) -> int:
             mpc.main(command, console)
         case pets.Config():
             pets.main(command, console)
+        case fit.Config():
+            fit.main(command, console)
         case Resume():
             config = pets.config_of(command.folder)
             if command.steps is not None:

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.func import jacrev, vmap
 
 from mbrl.errors import ContractError
 
@@ -87,6 +88,18 @@ class Features:
                 start = stop
             parts.append(new / new.norm(dim=-1, keepdim=True) if kind.startswith("unit") else new)
         return torch.cat(parts, -1)
+
+    def linearize(self, y: Tensor, answer: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of y_next of n models: (n, B, ny, ny) by y (B, ny) and (n, B, ny, nu) by u (B, nu).
+
+        answer: (n, B, n_predicted), and J: (n, B, n_predicted, nf + nu), its derivative by what a model
+        sees of y, and by u.
+        """
+        nf = self.inputs(y[:1]).shape[-1]
+        seen, advance = jacrev(self.inputs), jacrev(self.advance, argnums=(0, 1))
+        by_y, by_answer = vmap(vmap(advance, (0, 0)), (None, 0))(y, answer.to(y))
+        J = J.to(y)
+        return by_y + by_answer @ J[..., :nf] @ vmap(seen)(y), by_answer @ J[..., nf:]
 
     # Slices, not index tensors: nothing has to be moved to the device of y.
 

@@ -1,14 +1,28 @@
 """Learned dynamics: neural ensembles, their training and how their uncertainty is propagated."""
 
-from mbrl.models.calibration import Calibration, HorizonError, calibrate, horizon_error, recalibrate
+from mbrl.models.bayesian import BayesianConfig, BayesianModel, BayesianTrainer
+from mbrl.models.calibration import (
+    Calibration,
+    HorizonError,
+    calibrate,
+    disagreement_and_error,
+    horizon_error,
+    recalibrate,
+)
+from mbrl.models.casadi_export import casadi_function, casadi_weights
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
+from mbrl.models.linear import LinearGaussian, LinearModel
 from mbrl.models.networks import EnsembleMLP
 from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Propagation, Thompson, TSInf
+from mbrl.models.storage import load_ensemble, save_ensemble
 from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
 
 __all__ = [
     "TS1",
+    "BayesianConfig",
+    "BayesianModel",
+    "BayesianTrainer",
     "Calibration",
     "DisagreementCost",
     "Ensemble",
@@ -17,6 +31,8 @@ __all__ = [
     "Fit",
     "FitConfig",
     "HorizonError",
+    "LinearGaussian",
+    "LinearModel",
     "MeanDynamics",
     "MomentMatching",
     "Prediction",
@@ -26,6 +42,11 @@ __all__ = [
     "Trainer",
     "WithDisagreement",
     "calibrate",
+    "casadi_function",
+    "casadi_weights",
+    "disagreement_and_error",
     "horizon_error",
+    "load_ensemble",
     "recalibrate",
+    "save_ensemble",
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import scipy.special
 import scipy.stats
 import torch
 from torch import Generator, Tensor
@@ -87,8 +88,19 @@ def calibrate(
         expected_error=sum(gaps) / len(gaps),
         aleatoric=float((aleatoric / variance).mean()),
         epistemic=float((epistemic / variance).mean()),
-        rank=_rank((epistemic.sqrt() / scale).mean(-1), (error.abs() / scale).mean(-1)),
+        rank=_rank(_overall(model, epistemic.sqrt()), _overall(model, error.abs())),
     )
+
+
+def disagreement_and_error(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the members disagree and how wrong their mean is, (B,) and (B,): means over the normalised targets."""
+    error, _, _, epistemic = _errors(model, y, u, y_next)
+    return _overall(model, epistemic.sqrt()), _overall(model, error.abs())
+
+
+def _overall(model: Ensemble, size: Tensor) -> Tensor:
+    """Sizes (B, n) in units of the targets as one number each (B,)."""
+    return (size / model.target_scale[: model.np]).mean(-1)
 
 
 def recalibrate(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
@@ -102,13 +114,12 @@ def recalibrate(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor
     Differs: minimises the expected calibration error instead of the likelihood.
     """
     error, _, aleatoric, epistemic = _errors(model, y, u, y_next)
+    grid = list(zip(GRID, _widths(GRID), strict=True))
     old = model.temperature[: model.np].clone()
     best, lowest = old.clone(), torch.full_like(old, torch.inf)
     for t in torch.logspace(-1.5, 1.5, 201).to(error):
         z = error.abs() / ((t / old) ** 2 * aleatoric + epistemic).sqrt()
-        gap = torch.stack(
-            [((z <= w).to(z).mean(0) - p).abs() for p, w in zip(GRID, _widths(GRID), strict=True)]
-        )
+        gap = torch.stack([((z <= w).to(z).mean(0) - p).abs() for p, w in grid])
         better = gap.mean(0) < lowest
         best, lowest = torch.where(better, t, best), torch.where(better, gap.mean(0), lowest)
     model.temperature[: model.np] = best
@@ -152,11 +163,11 @@ def _errors(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> tuple[Tens
 
 def _widths(levels: Sequence[float]) -> list[float]:
     """Half the width of the central interval of a standard normal number that holds each share of it."""
-    return [float(scipy.stats.norm.ppf(0.5 + p / 2)) for p in levels]
+    return [float(scipy.special.ndtri(0.5 + p / 2)) for p in levels]
 
 
 def _rank(a: Tensor, b: Tensor) -> float:
     """Spearman's rank correlation; NaN where one of the two does not vary."""
     if float(a.std()) == 0 or float(b.std()) == 0:
         return math.nan
-    return float(scipy.stats.spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a.cpu(), b.cpu()).statistic)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import jacrev, vmap
 
 from mbrl.errors import ContractError
 from mbrl.features import Features
@@ -159,11 +159,8 @@ class Ensemble(nn.Module):
         """
         out, J = self.net.value_and_jacobian(self.inputs(y, u))
         J = J[self.elites][..., : self.np, :] * self.target_scale[: self.np, None] / self.input_scale
-        seen, advance = jacrev(self.features.inputs), jacrev(self.features.advance, argnums=(0, 1))
         t = out[self.elites][..., : self.np] * self.target_scale[: self.np] + self.target_mean[: self.np]
-        by_y, by_t = vmap(vmap(advance, (0, 0)), (None, 0))(y, t.to(y))
-        fy = by_y + by_t @ J[..., : -self.nu].to(y) @ vmap(seen)(y)
-        return fy, by_t @ J[..., -self.nu :].to(y)
+        return self.features.linearize(y, t, J)
 
     def output(self, x: Tensor) -> Tensor:
         return x
@@ -183,12 +180,25 @@ class Ensemble(nn.Module):
             (self.inputs(y, u), self.input_mean, self.input_scale),
             (self.targets(y, y_next, reward), self.target_mean, self.target_scale),
         ):
-            m, s = z.double().mean(0), z.double().std(0, correction=0)
+            m, s = mean_and_scale(z)
             mean.copy_(m)
-            # Rounding makes a constant column look like noise of its last digits.
-            scale.copy_(torch.where(s > 1e-6 * m.abs() + 1e-12, s, 1.0))
+            scale.copy_(s)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        elites = state_dict.get(f"{prefix}elites")
+        if isinstance(elites, Tensor):  # how many they are is no part of the architecture
+            self.elites = self.elites.new_zeros(elites.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         kind = "probabilistic" if self.probabilistic else "deterministic"
         size = sum(p.numel() for p in self.parameters())
         return f"{self.members} {kind} members, ny {self.ny}, nu {self.nu}, {size:,} weights"
+
+
+def mean_and_scale(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n,) of the columns of z (N, n); what does not vary has the scale 1."""
+    z = z.double()
+    m, s = z.mean(0), z.std(0, correction=0)
+    # Rounding makes a constant column look like noise of its last digits.
+    return m, torch.where(s > 1e-6 * m.abs() + 1e-12, s, 1.0)

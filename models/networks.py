@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+
+from mbrl.errors import UnknownName
 
 Activation = Literal["silu", "relu", "tanh"]
 
@@ -50,6 +52,8 @@ class EnsembleMLP(nn.Module):
         generator: Generator,
     ):
         super().__init__()
+        if activation not in get_args(Activation):
+            raise UnknownName("activation", activation, get_args(Activation))
         self.members, self.activation = members, activation
         sizes = (inputs, *hidden, outputs)
         self.weights = nn.ParameterList(

@@ -113,25 +113,11 @@ class MomentMatching(Propagation):
         return Matched(self, members, _noise(self.model, shape, horizon, generator), again)
 
 
-@dataclass(frozen=True)
-class MeanDynamics(_Sized):
-    """The mean of the members' means: deterministic, and differentiable in closed form."""
-
-    @property
-    def ndx(self) -> int:
-        return self.model.ny
-
-    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
-        y, u, rows = _flat(x, u)
-        return self.model.predict(y, u).y_next.mean(0).to(x).reshape(*rows, -1)
-
-    def linearize(self, x: Tensor, u: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
-        y, u, rows = _flat(x, u)
-        fx, fu = (f.mean(0) for f in self.model.linearize(y, u))
-        return fx.reshape(*rows, self.ny, self.ny), fu.reshape(*rows, self.ny, self.nu)
+class Euclidean:
+    """The tangent space of a state that is y itself, a vector of numbers."""
 
     def linearize_output(self, x: Tensor) -> Tensor:
-        return torch.eye(self.ny).to(x).expand(*x.shape, -1)
+        return torch.eye(x.shape[-1]).to(x).expand(*x.shape, -1)
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         return y - x
@@ -140,7 +126,25 @@ class MeanDynamics(_Sized):
         return x + dx
 
 
-def _flat(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+@dataclass(frozen=True)
+class MeanDynamics(_Sized, Euclidean):
+    """The mean of the members' means: deterministic, and differentiable in closed form."""
+
+    @property
+    def ndx(self) -> int:
+        return self.ny
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        y, u, rows = flat_rows(x, u)
+        return self.model.predict(y, u).y_next.mean(0).to(x).reshape(*rows, -1)
+
+    def linearize(self, x: Tensor, u: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        y, u, rows = flat_rows(x, u)
+        fx, fu = (f.mean(0) for f in self.model.linearize(y, u))
+        return fx.reshape(*rows, self.ny, self.ny), fu.reshape(*rows, self.ny, self.nu)
+
+
+def flat_rows(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """x and u broadcast and in one row of rows, and the leading shape they had."""
     rows = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])  # type: ignore[no-untyped-call]
     y, u = (v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (x, u))

@@ -107,7 +107,23 @@ class Trainer:
             ContractError: too few transitions, wrong shapes, NaN or inf in the data, or a head without data.
         """
         model, config = self.model, self.config
-        _check(model, y, u, y_next, reward, terminated)
+        for name, learns, value in (
+            ("reward", model.learns_reward, reward),
+            ("terminated", model.learns_termination, terminated),
+        ):
+            if learns and value is None:
+                raise ContractError(
+                    f"This ensemble learns the {name}, so fit needs {name} (N,), but got None."
+                )
+        check_data(
+            model.ny,
+            model.nu,
+            y,
+            u,
+            y_next,
+            reward if model.learns_reward else None,
+            terminated if model.learns_termination else None,
+        )
         n = len(y)
         held = min(int(config.holdout * n), config.max_holdout)
         order = torch.randperm(n, generator=generator, device=generator.device)
@@ -252,24 +268,27 @@ def _keep(kept: dict[str, Tensor], model: Ensemble, e: int) -> None:
             kept[name].copy_(p.detach())
 
 
-def _check(
-    model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor, reward: Tensor | None, terminated: Tensor | None
+def check_data(
+    ny: int,
+    nu: int,
+    y: Tensor,
+    u: Tensor,
+    y_next: Tensor,
+    reward: Tensor | None = None,
+    terminated: Tensor | None = None,
 ) -> None:
+    """Raise ContractError unless these are N ≥ 2 transitions of finite numbers, of the shapes that a model needs."""
     n = len(y)
-    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-        "y": (y, (n, model.ny)),
-        "u": (u, (n, model.nu)),
-        "y_next": (y_next, (n, model.ny)),
+    wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "y": (y, (n, ny)),
+        "u": (u, (n, nu)),
+        "y_next": (y_next, (n, ny)),
+        "reward": (reward, (n,)),
+        "terminated": (terminated, (n,)),
     }
-    for name, learns, value in (
-        ("reward", model.learns_reward, reward),
-        ("terminated", model.learns_termination, terminated),
-    ):
-        if learns and value is None:
-            raise ContractError(f"This ensemble learns the {name}, so fit needs {name} (N,), but got None.")
-        if learns and value is not None:
-            wanted[name] = (value, (n,))
     for name, (value, shape) in wanted.items():
+        if value is None:
+            continue
         if tuple(value.shape) != shape:
             raise ContractError(f"fit needs {name} of shape {shape}, but got {tuple(value.shape)}.")
         bad = (~torch.isfinite(value.reshape(n, -1).float()).all(-1)).nonzero().flatten()

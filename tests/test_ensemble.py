@@ -390,3 +390,10 @@ def test_wrong_shapes_are_told() -> None:
         Trainer(model).fit(y[:1], u[:1], y[:1], generator=seeded())
     with pytest.raises(ContractError, match="members ≥ 1"):
         Ensemble(1, 1, 0.1, members=0, generator=seeded())
+
+
+def test_a_state_with_fewer_elites_than_members_comes_back() -> None:
+    model, other = ensemble(), ensemble()
+    model.elites = torch.tensor([3, 1])
+    other.load_state_dict(model.state_dict())
+    assert other.elites.tolist() == [3, 1]
