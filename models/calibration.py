@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import scipy.special
@@ -86,8 +86,8 @@ def calibrate(
         coverage={p: float(c.mean()) for p, c in zip(levels, each, strict=True)},
         coverage_each=each,
         expected_error=sum(gaps) / len(gaps),
-        aleatoric=float((aleatoric / variance).mean()),
-        epistemic=float((epistemic / variance).mean()),
+        aleatoric=float((aleatoric / (aleatoric + epistemic)).mean()),
+        epistemic=float((epistemic / (aleatoric + epistemic)).mean()),
         rank=_rank(_overall(model, epistemic.sqrt()), _overall(model, error.abs())),
     )
 
@@ -107,22 +107,36 @@ def recalibrate(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor
     """Set the temperature of each predicted number, in place, by held-out data; returns it (n,).
 
     It scales the aleatoric deviation, so rollouts through the model change with it, and is the one of
-    1/30 … 30 with the smallest calibration error. The likeliest one would be ruled by the few largest
-    errors, as of contacts, and widen all intervals for their sake.
+    1/30 … 30 with the smallest calibration error. (The likeliest one would be ruled by the few largest
+    errors, as of contacts, and widen all intervals for their sake.) Where the members disagree by more than
+    their mean errs no temperature is low enough; for that `interval_scale` scales both parts in predicted
+    intervals. It cannot be had in rollouts, whose particles follow members.
 
     Reference: after Guo et al. 2017, "On calibration of modern neural networks", temperature scaling.
     Differs: minimises the expected calibration error instead of the likelihood.
     """
-    error, _, aleatoric, epistemic = _errors(model, y, u, y_next)
-    grid = list(zip(GRID, _widths(GRID), strict=True))
+    mean, aleatoric, epistemic = predictive(model, y, u)
+    error = (model.features.targets(y, y_next).to(mean) - mean).abs()
     old = model.temperature[: model.np].clone()
-    best, lowest = old.clone(), torch.full_like(old, torch.inf)
-    for t in torch.logspace(-1.5, 1.5, 201).to(error):
-        z = error.abs() / ((t / old) ** 2 * aleatoric + epistemic).sqrt()
-        gap = torch.stack([((z <= w).to(z).mean(0) - p).abs() for p, w in grid])
-        better = gap.mean(0) < lowest
-        best, lowest = torch.where(better, t, best), torch.where(better, gap.mean(0), lowest)
+
+    def deviation(t: Tensor) -> Tensor:
+        return ((t / old) ** 2 * aleatoric + epistemic).sqrt()
+
+    best = _best(lambda t: error / deviation(t), torch.logspace(-1.5, 1.5, 201).to(error), old)
     model.temperature[: model.np] = best
+    ratio = error / deviation(best)
+    model.interval_scale.copy_(_best(lambda s: ratio / s, torch.logspace(-1.0, 1.0, 201).to(error), old))
+    return best
+
+
+def _best(ratio: Callable[[Tensor], Tensor], grid: Tensor, like: Tensor) -> Tensor:
+    """Of the numbers in `grid`, for each predicted number that whose |error| / deviation (B, n) is closest to normal."""
+    levels = list(zip(GRID, _widths(GRID), strict=True))
+    best, lowest = torch.ones_like(like), torch.full_like(like, torch.inf)
+    for number in grid:
+        z = ratio(number)
+        gap = torch.stack([((z <= w).to(z).mean(0) - p).abs() for p, w in levels]).mean(0)
+        best, lowest = torch.where(gap < lowest, number, best), torch.minimum(gap, lowest)
     return best
 
 
@@ -158,7 +172,7 @@ def horizon_error(
 def _errors(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, aleatoric, epistemic = predictive(model, y, u)
     error = model.features.targets(y, y_next).to(mean) - mean
-    return error, aleatoric + epistemic, aleatoric, epistemic
+    return error, (aleatoric + epistemic) * model.interval_scale**2, aleatoric, epistemic
 
 
 def _widths(levels: Sequence[float]) -> list[float]:

@@ -102,6 +102,7 @@ class Ensemble(nn.Module):
         self.register_buffer("target_mean", torch.zeros(self.nt))
         self.register_buffer("target_scale", torch.ones(self.nt))
         self.register_buffer("temperature", torch.ones(self.nt))
+        self.register_buffer("interval_scale", torch.ones(self.np))
         self.register_buffer("elites", torch.arange(members))
 
     input_mean: Tensor
@@ -109,6 +110,9 @@ class Ensemble(nn.Module):
     target_mean: Tensor
     target_scale: Tensor
     temperature: Tensor
+    """(nt,), by which the members' deviations are multiplied; see `recalibrate`."""
+    interval_scale: Tensor
+    """(np,), by which `calibrate` multiplies the whole deviation of a prediction; rollouts do not know it."""
     elites: Tensor
 
     def inputs(self, y: Tensor, u: Tensor) -> Tensor:

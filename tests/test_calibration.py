@@ -61,6 +61,18 @@ def test_recalibration_finds_the_temperature_of_each_number() -> None:
     torch.testing.assert_close(noise[:, 0].std(0), torch.tensor([0.2, 3.0]), rtol=0.05, atol=0.0)
 
 
+def test_members_that_disagree_too_much_get_honest_intervals() -> None:
+    """Two members that differ by ± 1 around a mean that errs by 0.1: no temperature can tell."""
+    model = knows_nothing(0.01, members=2)
+    with torch.no_grad():
+        model.net.biases[-1][0, 0, :2], model.net.biases[-1][1, 0, :2] = 100.0, -100.0  # in scales of 0.01
+    recalibrate(model, *walk(20_000, (0.1, 0.1)))
+    said = calibrate(model, *walk(20_000, (0.1, 0.1), seed=1))
+    assert max(abs(share - level) for level, share in said.coverage.items()) < 0.01
+    torch.testing.assert_close(model.interval_scale, torch.tensor([0.1, 0.1]), rtol=0.05, atol=0.0)
+    assert said.epistemic > 0.99
+
+
 def test_disagreement_ranks_errors() -> None:
     """Two members that differ by 2 y₀: where they do, errors are as large."""
     model = knows_nothing(0.01, members=2)
