@@ -17,7 +17,7 @@ import scipy.stats
 
 from mbrl.envs import WORLDS
 from mbrl.experiments.benchmarks import returns
-from mbrl.experiments.benchmarks.record import RESULTS
+from mbrl.experiments.benchmarks.record import RESULTS, interval
 
 MISSING = "Not measured yet."
 README = RESULTS.parent.parent.parent / "README.md"
@@ -166,6 +166,52 @@ def endurance() -> str:
     return table(head, rows) if rows else ""
 
 
+def sample_efficiency() -> str:
+    cases: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for result in load("sample_efficiency/*.json"):
+        cases.setdefault((result["env"], result["steps"]), []).append(result)
+    rows = []
+    for (env, steps), results in cases.items():
+        totals = [result["return"] for result in results]
+        low, high = interval(totals)
+        around = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+        rows.append(
+            (
+                f"`{env}`",
+                f"{steps:,}",
+                f"{statistics.mean(totals):.1f}{around}",
+                f"{results[0]['bar']:g}",
+                results[0]["judged_by"],
+                str(len(results)),
+                f"{statistics.mean(result['wall_s'] for result in results) / 60:.0f}",
+            )
+        )
+    head = ("world", "real steps", "return", "wanted", "judged by", "seeds", "wall, min")
+    return table(head, rows) if rows else ""
+
+
+def pets_speed() -> str:
+    result = next(iter(load("pets_speed.json")), None)
+    if result is None:
+        return ""
+    rows = (
+        (
+            work,
+            name,
+            f"{side['median_s']:.2f}",
+            f"{side['times_faster']:.2f}",
+            f"{side['tflop_per_s']:.3f}",
+            f"{side['return_mean']:.2f} ± {side['return_std']:.2f}",
+        )
+        for work, case in result["cases"].items()
+        for name, side in case["sides"].items()
+    )
+    machine = result["machine"]
+    note = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}."
+    head = ("plan", "side", "median, s", "times faster", "TFLOP/s", "return expected of the plan")
+    return table(head, rows) + "\n\n" + note
+
+
 def robots() -> str:
     cases: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of each case, those with equal settings
     for result in [*load("legged/*.json"), *load("robots/*.json")]:
@@ -244,7 +290,7 @@ def verdict(a: dict[str, Any], name_a: str, b: dict[str, Any], name_b: str) -> s
     """Which of two arms fell less often, and whether that is more than chance."""
     p = mcnemar(a["fell_at"], b["fell_at"])
     if a["falls"] == b["falls"]:
-        return f"both planners fell {a['falls']} times (p = {p:.2f})."
+        return f"both planners fell {a['falls']} times ({chance(p)})."
     if a["falls"] > b["falls"]:
         a, name_a, b, name_b = b, name_b, a, name_a
     significant = "and the difference is significant" if p < 0.05 else "but the difference is not significant"
@@ -252,8 +298,12 @@ def verdict(a: dict[str, Any], name_a: str, b: dict[str, Any], name_b: str) -> s
     return (
         f"planning on the {name_a} model{'s' * (name_a == 'sampled')} led to fewer falls "
         f"({a['falls']} against {b['falls']} of {a['seeds']} for {name_b}), "
-        f"{significant} (p = {p:.2f}); the robot went {far:.2f} m against {near:.2f} m (medians)."
+        f"{significant} ({chance(p)}); the robot went {far:.2f} m against {near:.2f} m (medians)."
     )
+
+
+def chance(p: float) -> str:
+    return f"p = {p:.2f}" if p >= 0.01 else "p < 0.01"
 
 
 def mcnemar(a: list[int | None], b: list[int | None]) -> float:
@@ -271,6 +321,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "throughput": throughput,
     "returns": returns_table,
     "endurance": endurance,
+    "sample-efficiency": sample_efficiency,
+    "pets-speed": pets_speed,
     "robots": robots,
     "robustness": robustness,
 }
