@@ -9,28 +9,26 @@ models", algorithm 1.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
-from mbrl.checkpoints import Checkpoints, pack, unpack
+from mbrl.checkpoints import Checkpoints, unpack
 from mbrl.collect import Collected, Collector
-from mbrl.data import Replay, Transition
-from mbrl.datasets import DatasetWriter, load_dataset
+from mbrl.data import Replay
 from mbrl.envs import make_training_world
-from mbrl.errors import ContractError, RunFolderError
+from mbrl.errors import ContractError
 from mbrl.estimators import Measured
+from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
+from mbrl.experiments.training import TrainingRun
 from mbrl.models import TS1, Ensemble, Fit, FitConfig, MomentMatching, Propagation, Trainer, TSInf
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, SamplingPlanner
@@ -39,16 +37,12 @@ from mbrl.problem import from_task
 from mbrl.protocols import TrainingWorld
 from mbrl.resumable import vectorize
 from mbrl.risk import Mean, MeanStd
-from mbrl.runs import RunFolder, environment, from_plain
 
 P = TypeVar("P", bound=SamplingPlanner[Any])
 PLANNER = CEM(population=400, iterations=5, elites=40)
 """The paper's."""
 PROPAGATIONS: dict[str, type[Propagation]] = {"ts1": TS1, "tsinf": TSInf, "moments": MomentMatching}
-COLUMNS = (
-    *("step", "kind", "return", "length"),
-    *("train_loss", "holdout_error", "epochs", "fit_s", "plan_ms", "wall_s"),
-)
+COLUMNS = ("return", "length", "plan_ms", "train_loss", "holdout_error", "epochs", "fit_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,95 +161,71 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
 
     Ctrl-C ends it after the current step, with a checkpoint, and then raises KeyboardInterrupt.
     """
-    console = console or Console()
     world = make_training_world(config.env)
     agent = Agent(config, world)
     babble = RandomPolicy(world.actions, generator=torch.Generator().manual_seed(config.seed))
     collector = Collector(vectorize(world.make, config.envs), babble, output=world.measure, seed=config.seed)
-    step, fits, started = 0, 0, time.perf_counter()
+    fits = 0
+    with TrainingRun(
+        config.out or Path("runs", f"pets-{config.env}-{config.seed}"),
+        config,
+        algorithm="pets",
+        columns=COLUMNS,
+        metadata={"world": config.env, "dt": agent.dt},
+        keep=config.keep,
+        console=console or Console(),
+        resume=resume,
+    ) as run:
+        if run.state is not None and run.recorded is not None:
+            fits = run.state["fits"]
+            agent.replay.add(run.recorded)
+            agent.load_state_dict(run.state["agent"])
+            babble.generator.set_state(run.state["babble"])
+            collector.policy = agent.policy if fits else babble
+            collector.load_state_dict(run.state["collector"])
 
-    checkpoints, state = None, None
-    if resume is not None:
-        checkpoints = Checkpoints(resume / "checkpoints", config.keep)
-        step, tensors, meta = checkpoints.load()
-        state = unpack(tensors, meta)
-    folder = (
-        RunFolder(resume, COLUMNS, resume_at=step)
-        if resume is not None
-        else RunFolder.numbered(config.out or Path("runs", f"pets-{config.env}-{config.seed}"), COLUMNS)
-    )
-    with folder, DatasetWriter(folder.path / "data", {"world": config.env, "dt": agent.dt}) as data:
-        if state is None:
-            folder.save_config(config, algorithm="pets")
-            checkpoints = Checkpoints(folder.path / "checkpoints", config.keep)
-        else:
-            fits, started = state["fits"], started - state["wall_s"]
-            data.cut(state["transitions"])
-            agent.replay.add(load_dataset(data.path).transition)
-            agent.load_state_dict(state["agent"])
-            babble.generator.set_state(state["random"])
-            collector.policy = agent.policy
-            collector.load_state_dict(state["collector"])
-        assert checkpoints is not None
-        board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if state else None)
-        console.print(f"PETS on {config.env} -> {folder.path}", highlight=False, soft_wrap=True)
+        def save() -> None:
+            state = {
+                "agent": agent.state_dict(),
+                "collector": collector.state_dict(),
+                "babble": babble.generator.get_state(),
+                "fits": fits,
+            }
+            run.save(state, finite=("agent/model",))
 
-        def log(kind: str, **values: float) -> None:
-            row = {"step": step, "kind": kind, "wall_s": round(time.perf_counter() - started, 2), **values}
-            folder.log(row)
-            for name, value in values.items():
-                board.add_scalar(f"{kind}/{name}", value, step)
-            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            console.print(f"  {step:>6} {kind}: {text}", highlight=False)
-
-        def save(new: list[Transition]) -> None:
-            data.append(Transition.cat(new))
-            new.clear()
-            tensors, meta = pack(
-                {
-                    "agent": agent.state_dict(),
-                    "collector": collector.state_dict(),
-                    "random": babble.generator.get_state(),
-                    "transitions": data.transitions,
-                    "fits": fits,
-                    "wall_s": time.perf_counter() - started,
-                }
-            )
-            checkpoints.save(step, tensors, meta, finite=("agent/model",))
-
-        fresh: list[Transition] = []  # since the last checkpoint
         plan_ms: list[float] = []  # since the last episode's end
         with stop_on_interrupt() as stop:
-            while step < config.steps and not stop.is_set():
+            while run.step < config.steps and not stop.is_set():
                 some = collector.collect(1)
-                if collector.policy is agent.policy and agent.policy.report is not None:
-                    plan_ms.append(agent.policy.report.plan_ms)
                 agent.replay.add(some.transition)
-                fresh.append(some.transition.to("cpu", torch.float32))
-                step += config.envs
+                run.record(some.transition)
+                run.step += config.envs
+                if fits and agent.policy.report is not None:
+                    plan_ms.append(agent.policy.report.plan_ms)
                 for total, length in zip(some.returns.tolist(), some.lengths.tolist(), strict=True):
                     planning = {"plan_ms": statistics.median(plan_ms)} if plan_ms else {}
-                    log("episode", **{"return": total, "length": length, **planning})
+                    run.log("episode", **{"return": total, "length": length, **planning})
                     plan_ms.clear()
 
-                fitted = due(config, step, fits, some)
+                fitted = due(config, run.step, fits, some)
                 if fitted:
                     tic = time.perf_counter()
                     fit = agent.fit()
                     fits += 1
-                    log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
+                    run.log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
                     collector.policy = agent.policy
-                evaluated = bool(fits and config.eval_every and step % config.eval_every < config.envs)
+                evaluated = bool(fits and config.eval_every and run.step % config.eval_every < config.envs)
                 if evaluated:
-                    log("evaluation", **{"return": statistics.fmean(evaluate(agent, config.eval_episodes))})
+                    run.log(
+                        "evaluation", **{"return": statistics.fmean(evaluate(agent, config.eval_episodes))}
+                    )
                 if fitted or evaluated:  # after all of this step's rows: a resumed run keeps those
-                    save(fresh)
-            if fresh:
-                save(fresh)
-        board.close()
+                    save()
+            if run.unsaved:
+                save()
     if stop.is_set():
         raise KeyboardInterrupt
-    return folder.path
+    return run.path
 
 
 def due(config: Config[Any], step: int, fits: int, some: Collected) -> bool:
@@ -309,26 +279,6 @@ def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
 
 
 def config_of(folder: Path) -> Config[Any]:
-    """What a run was started with.
-
-    Raises:
-        RunFolderError: no config there, or one of another version.
-    """
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder} holds no run to go on with: config.json: {error}.") from error
-    if content.get("algorithm") != "pets":
-        raise RunFolderError(f"{folder} holds a run of another kind, not of `mbrl train`.")
-    now, then = environment(), {key: content.get(key) for key in ("versions", "torch_threads")}
-    for key, value in then.items():
-        if now[key] != value:
-            warnings.warn(
-                f"The run in {folder} had {key} = {value}, now it is {now[key]}: it goes on, but not number for number.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    config: Config[Any] = from_plain(
-        {**content["config"], "out": None}, (Config, FitConfig, *PLANNERS.values())
-    )
+    """What a run was started with; see `training.config_of`."""
+    config: Config[Any] = training.config_of(folder, "pets", (Config, FitConfig, *PLANNERS.values()))
     return config

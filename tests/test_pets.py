@@ -120,6 +120,26 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: p
     same(whole, folder)
 
 
+@pytest.mark.parametrize("call", [5, 21])  # before the first fit, and after it
+def test_ctrl_c_saves_and_goes_on_exactly(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**TINY, "refit": 15, "steps": 60, "envs": 2}
+    whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
+    collect, calls = Collector.collect, iter(range(1, 10_000))
+
+    def interrupt(self: Any, steps: int) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return collect(self, steps)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Collector, "collect", interrupt)
+        pets.main(pets.Config(**config, out=tmp_path / "cut"))
+    folder = tmp_path / "cut"
+    assert state(folder)[0] == 2 * call  # nothing was lost
+    pets.main(pets.config_of(folder), resume=folder)
+    same(whole, folder)
+
+
 def test_killed_at_any_moment_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     def start(*words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

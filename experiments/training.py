@@ -1,0 +1,145 @@
+"""What every training run leaves behind, and how one that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from mbrl.checkpoints import Checkpoints, pack, unpack
+from mbrl.data import Transition
+from mbrl.datasets import DatasetWriter, load_dataset
+from mbrl.errors import RunFolderError
+from mbrl.runs import RunFolder, environment, from_plain
+
+
+class TrainingRun:
+    """The folder of a training run: config, metrics (CSV and TensorBoard), data as shards, checkpoints.
+
+    Attributes:
+        step: environment steps so far; the loop counts them.
+        state: the tree that the newest checkpoint was saved with, or None at a fresh start.
+        recorded: the real transitions up to that checkpoint, or None.
+
+    Args:
+        path: of a fresh run; the next free number if it is taken.
+        config: what a resumed run will be started with.
+        algorithm: its name on the command line.
+        columns: of metrics.csv, without step, kind and wall_s.
+        metadata: of the data set.
+        keep: checkpoints to keep.
+        resume: the folder of the run to go on with. What was written after its newest checkpoint is cut off.
+
+    Raises:
+        RunFolderError, CheckpointError, DataError: the folder cannot be used; what to do is told.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Any,
+        *,
+        algorithm: str,
+        columns: Sequence[str],
+        metadata: Mapping[str, Any],
+        keep: int,
+        console: Console,
+        resume: Path | None = None,
+    ):
+        self.step, self.state, self.recorded = 0, None, None
+        columns = ("step", "kind", *columns, "wall_s")
+        self._console, self._started = console, time.perf_counter()
+        if resume is None:
+            self._folder = RunFolder.numbered(path, columns)
+            self._folder.save_config(config, algorithm=algorithm)
+        else:
+            self.step, tensors, meta = Checkpoints(resume / "checkpoints").load()
+            self.state = unpack(tensors, meta)
+            self._folder = RunFolder(resume, columns, resume_at=self.step)
+            self._started -= self.state["wall_s"]
+        self.path = self._folder.path
+        self._checkpoints = Checkpoints(self.path / "checkpoints", keep)
+        try:
+            self._data = DatasetWriter(self.path / "data", metadata)
+            if self.state is not None:
+                self._data.cut(self.state["transitions"])
+                self.recorded = load_dataset(self._data.path).transition
+        except BaseException:
+            self._folder.close()
+            raise
+        self._board = SummaryWriter(
+            str(self.path / "tensorboard"), purge_step=None if self.state is None else self.step + 1
+        )
+        self._fresh: list[Transition] = []  # since the last checkpoint
+        console.print(f"{algorithm} -> {self.path}", highlight=False, soft_wrap=True)
+
+    def record(self, transition: Transition) -> None:
+        """Real transitions, for the next checkpoint."""
+        self._fresh.append(transition.to("cpu", torch.float32))
+
+    def log(self, kind: str, **values: float) -> None:
+        """One row of metrics, of the current step."""
+        wall_s = round(time.perf_counter() - self._started, 2)
+        self._folder.log({"step": self.step, "kind": kind, "wall_s": wall_s, **values})
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, self.step)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._console.print(f"  {self.step:>6} {kind}: {text}", highlight=False)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether there are transitions since the last checkpoint."""
+        return bool(self._fresh)
+
+    def save(self, state: Mapping[str, Any], *, finite: Sequence[str]) -> None:
+        """A checkpoint of the tree `state`; tensors named in `finite` must be that."""
+        if self._fresh:
+            self._data.append(Transition.cat(self._fresh))
+            self._fresh.clear()
+        more = {"transitions": self._data.transitions, "wall_s": time.perf_counter() - self._started}
+        tensors, meta = pack({**state, **more})
+        self._checkpoints.save(self.step, tensors, meta, finite=finite)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+        self._data.close()
+        self._folder.close()
+
+
+def config_of(folder: Path, algorithm: str, types: Sequence[type]) -> Any:
+    """What a run was started with; `types` are those that a config may hold.
+
+    Warns where versions or thread count differ, since the run then goes on, but not number for number.
+
+    Raises:
+        RunFolderError: no config there, one of another algorithm, or one of another version.
+    """
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{folder} holds no run to go on with: config.json: {error}.") from error
+    if content.get("algorithm") != algorithm:
+        raise RunFolderError(f"{folder} holds a run of another kind, not of `mbrl train {algorithm}`.")
+    now = environment()
+    for key in ("versions", "torch_threads"):
+        if now[key] != content.get(key):
+            warnings.warn(
+                f"The run in {folder} had {key} = {content.get(key)}, now it is {now[key]}: it goes on, but not "
+                "number for number.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return from_plain({**content["config"], "out": None}, types)
