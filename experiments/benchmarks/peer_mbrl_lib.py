@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""One PETS plan, or one epoch of training, of mbrl-lib 0.2.0. Run by the Python of that peer; see `pets_speed`."""
+"""One PETS plan or one epoch of training by mbrl-lib 0.2.0. Run by the Python of that peer; see `pets_speed`."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ import torch
 
 import mbrl.models
 import mbrl.planning
+import mbrl.util.replay_buffer
 
 setting = json.loads(sys.argv[1])
 ny, nu, act = setting["ny"], setting["nu"], {"relu": "ReLU", "silu": "SiLU"}[setting["activation"]]
@@ -82,7 +83,7 @@ optimizer = mbrl.planning.TrajectoryOptimizer(
 start = np.zeros(ny)
 
 
-def work():
+def plan():
     optimizer.reset()
     tic = time.perf_counter()
     plan = optimizer.optimize(lambda u: world.evaluate_action_sequences(u, start, 20))
@@ -91,6 +92,30 @@ def work():
     return {"seconds": seconds, "return": float(value.mean())}
 
 
+def epoch():
+    tic = time.perf_counter()
+    trainer.train(batches, num_epochs=1, evaluate=False, silent=True)
+    seconds = time.perf_counter() - tic
+    with torch.no_grad():
+        said = net.forward(torch.cat([test["y"], test["u"]], -1), use_propagation=False)[0]
+    error = (said - (test["y_next"] - test["y"])) / (test["y_next"] - test["y"]).std(0)
+    return {"seconds": seconds, "error": float((error**2).mean())}
+
+
+if setting["work"] == "train":
+    data = safetensors.torch.load_file(setting["data"])
+    test = {name[5:]: value for name, value in data.items() if name.startswith("test/")}
+    rows = [data[name].numpy() for name in ("y", "u", "y_next")]
+    zeros = np.zeros(len(rows[0]), dtype=np.float32)
+    batches = mbrl.util.replay_buffer.BootstrapIterator(
+        mbrl.types.TransitionBatch(*rows, zeros, zeros > 0, zeros > 0),
+        256,
+        5,
+        shuffle_each_epoch=True,
+        rng=np.random.default_rng(setting["seed"]),
+    )
+    trainer = mbrl.models.ModelTrainer(dynamics, optim_lr=1e-3, weight_decay=1e-5)
+work = {"plan": plan, "train": epoch}[setting["work"]]
 print("ready", flush=True)
 for _ in sys.stdin:
     print(json.dumps(work()), flush=True)

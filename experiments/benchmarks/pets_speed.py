@@ -6,6 +6,8 @@ The work: CEM with 5 iterations, a tenth elites, momentum 0.1, TS1 over 20 parti
 Gaussian heads, reward = the first number of the next y, no termination. HalfCheetah's sizes are 400 candidates,
 horizon 30, 17 + 6 numbers; cart-pole's 500, 15 and 4 + 1. Plans are of equal worth if the returns that each side
 expects of its own plans agree within their spread. bfloat16 is tried where the processor multiplies it in hardware.
+The epoch of training shows 10,000 synthetic transitions to 5 networks in batches of 256; both sides have then seen
+the same number of epochs, and the error is of new transitions, in standard deviations squared.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from mbrl.experiments.benchmarks.peer import FOLDER, Peer, python_with, serve
 from mbrl.experiments.benchmarks.record import RESULTS, machine, write
-from mbrl.models import TS1, Ensemble
+from mbrl.models import TS1, Ensemble, FitConfig, Trainer
 from mbrl.planners import CEM
 from mbrl.problem import Box, Problem
 from mbrl.rollout import evaluate, realize
@@ -81,6 +84,10 @@ def ensemble(setting: dict[str, Any]) -> Ensemble:
 def ours(setting: dict[str, Any]) -> None:
     """Our side of the comparison, as a `Peer`."""
     torch.set_num_threads(setting["threads"])
+    serve(planning(setting) if setting["work"] == "plan" else training(setting))
+
+
+def planning(setting: dict[str, Any]) -> Callable[[], dict[str, float]]:
     box = Box(-torch.ones(setting["nu"]), torch.ones(setting["nu"]))
     dynamics = TS1(ensemble(setting), getattr(torch, setting["dtype"]))
     problem = Problem(dynamics, FirstNumber(), box, setting["horizon"], particles=20)
@@ -100,7 +107,35 @@ def ours(setting: dict[str, Any]) -> None:
             cost = evaluate(problem, drawn, x0, u, particles=particles).cost
         return {"seconds": seconds, "return": -float(cost.mean())}
 
-    serve(work)
+    return work
+
+
+def training(setting: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    data = safetensors.torch.load_file(setting["data"])
+    model = ensemble(setting)
+    config = FitConfig(epochs=1, holdout=0.0, patience=None, decays=(1e-5,))
+    trainer = Trainer(model, config)
+    generator = torch.Generator().manual_seed(setting["seed"])
+
+    def work() -> dict[str, float]:
+        tic = time.perf_counter()
+        trainer.fit(data["y"], data["u"], data["y_next"], generator=generator)
+        seconds = time.perf_counter() - tic
+        change = data["test/y_next"] - data["test/y"]
+        with torch.no_grad():
+            said = model.predict(data["test/y"], data["test/u"]).change
+        return {"seconds": seconds, "error": float((((said - change) / change.std(0)) ** 2).mean())}
+
+    return work
+
+
+def transitions(ny: int, nu: int, n: int, seed: int) -> dict[str, Tensor]:
+    """y' = y + 0.1 tanh(A y + B u) + noise."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(ny + nu, ny, generator=torch.Generator().manual_seed(0)) / (ny + nu) ** 0.5
+    y, u = torch.randn(n, ny, generator=g), 2 * torch.rand(n, nu, generator=g) - 1
+    change = 0.1 * torch.tanh(2 * torch.cat([y, u], -1) @ mix) + 0.01 * torch.randn(n, ny, generator=g)
+    return {"y": y, "u": u, "y_next": y + change}
 
 
 def compare(setting: dict[str, Any], passes: int) -> dict[str, Any]:
@@ -110,9 +145,18 @@ def compare(setting: dict[str, Any], passes: int) -> dict[str, Any]:
     net = ensemble(setting).net
     layers = {f"weight{i}": w.detach() for i, w in enumerate(net.weights)}
     safetensors.torch.save_file(layers | {f"bias{i}": b.detach() for i, b in enumerate(net.biases)}, weights)
+    data = FOLDER / "transitions.safetensors"
+    test = transitions(setting["ny"], setting["nu"], 2_000, seed=2)
+    safetensors.torch.save_file(
+        transitions(setting["ny"], setting["nu"], 10_000, seed=1)
+        | {f"test/{name}": value for name, value in test.items()},
+        data,
+    )
+    setting = {**setting, "data": str(data.resolve())}
     python = python_with("mbrl-lib", PACKAGES)
     script = str(Path(__file__).with_name("peer_mbrl_lib.py"))
-    dtypes = ["float32"] + ["bfloat16"] * torch.cpu._is_amx_tile_supported()
+    hardware = torch.cpu._is_amx_tile_supported() and setting["work"] == "plan"
+    dtypes = ["float32"] + ["bfloat16"] * hardware
     sides = {f"ours, {dtype}": {**setting, "dtype": dtype} for dtype in dtypes}
     peers = {
         "mbrl-lib": Peer(
@@ -136,46 +180,59 @@ def compare(setting: dict[str, Any], passes: int) -> dict[str, Any]:
                 seen[name].append(result)
     for peer in peers.values():
         peer.__exit__(None, None, None)
+    gflop = plan_gflop(setting) if setting["work"] == "plan" else None
+    base = statistics.median(result["seconds"] for result in seen["mbrl-lib"])
+    sides_result: dict[str, Any] = {}
+    for name, results in seen.items():
+        seconds = [result["seconds"] for result in results]
+        worth = [result.get("return", result.get("error", 0.0)) for result in results]
+        median = statistics.median(seconds)
+        sides_result[name] = {
+            "seconds": seconds,
+            "median_s": median,
+            "times_faster": base / median,
+            "tflop_per_s": None if gflop is None else 1e-3 * gflop / median,
+            "worth_mean": statistics.mean(worth) if gflop else worth[-1],
+            "worth_std": statistics.pstdev(worth) if gflop else None,
+        }
+    return {"setting": setting, "gflop": gflop, "sides": sides_result}
+
+
+def plan_gflop(setting: dict[str, Any]) -> float:
+    """Of the matrix products of one plan."""
     widths = [setting["ny"] + setting["nu"], 200, 200, 200, 200, 2 * setting["ny"]]
     rows = 5 * setting["population"] * 20 * setting["horizon"]
-    gflop = 2e-9 * rows * sum(a * b for a, b in pairwise(widths))
-    base = statistics.median(result["seconds"] for result in seen["mbrl-lib"])
-    return {
-        "setting": setting,
-        "gflop": gflop,
-        "sides": {
-            name: {
-                "seconds": [result["seconds"] for result in results],
-                "median_s": (median := statistics.median(result["seconds"] for result in results)),
-                "times_faster": base / median,
-                "tflop_per_s": 1e-3 * gflop / median,
-                "return_mean": statistics.mean(result["return"] for result in results),
-                "return_std": statistics.pstdev(result["return"] for result in results),
-            }
-            for name, results in seen.items()
-        },
-    }
+    return 2e-9 * float(rows) * sum(a * b for a, b in pairwise(widths))
 
 
 def main(config: Config) -> None:
     cases = {}
-    table = Table("work", "side", "median, s", "times faster", "TFLOP/s", "return expected of the plan")
-    for size in config.sizes:
-        for activation in config.activations:
-            setting = {**SIZES[size], "activation": activation, "seed": 0, "threads": config.threads}
-            case = compare(setting, config.passes)
-            cases[f"{size}, {activation}"] = case
-            for name, side in case["sides"].items():
-                table.add_row(
-                    f"{size}, {activation}",
-                    name,
-                    f"{side['median_s']:.3f}",
-                    f"{side['times_faster']:.2f}",
-                    f"{side['tflop_per_s']:.3f}",
-                    f"{side['return_mean']:.2f} ± {side['return_std']:.2f}",
-                )
+    table = Table("work", "side", "median, s", "times faster", "TFLOP/s", "return of the plan, or error")
+    works = [(size, activation, "plan") for size in config.sizes for activation in config.activations]
+    works += [("HalfCheetah", "silu", "train")] * ("HalfCheetah" in config.sizes)
+    for size, activation, work in works:
+        setting = {
+            **SIZES[size],
+            "activation": activation,
+            "work": work,
+            "seed": 0,
+            "threads": config.threads,
+        }
+        passes = config.passes if work == "plan" else 4 * config.passes
+        title = f"{size}, {activation}" if work == "plan" else "epoch of training"
+        cases[title] = compare(setting, passes)
+        for name, side in cases[title]["sides"].items():
+            table.add_row(title, name, *cells(side))
     write(config.out, {"cases": cases, "machine": machine()})
     Console(width=120).print(table)
+
+
+def cells(side: dict[str, Any]) -> tuple[str, ...]:
+    """Median, ratio, TFLOP/s, and the worth of what came out, as text."""
+    rate = "" if side["tflop_per_s"] is None else f"{side['tflop_per_s']:.3f}"
+    around = "" if side["worth_std"] is None else f" ± {side['worth_std']:.2f}"
+    worth = f"{side['worth_mean']:.2f}{around}" if around else f"error {side['worth_mean']:.4f}"
+    return f"{side['median_s']:.3f}", f"{side['times_faster']:.2f}", rate, worth
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import scipy.stats
 
 from mbrl.envs import WORLDS
 from mbrl.experiments.benchmarks import returns
+from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
 
 MISSING = "Not measured yet."
@@ -195,20 +196,13 @@ def pets_speed() -> str:
     if result is None:
         return ""
     rows = (
-        (
-            work,
-            name,
-            f"{side['median_s']:.2f}",
-            f"{side['times_faster']:.2f}",
-            f"{side['tflop_per_s']:.3f}",
-            f"{side['return_mean']:.2f} ± {side['return_std']:.2f}",
-        )
+        (work, name, *cells(side))
         for work, case in result["cases"].items()
         for name, side in case["sides"].items()
     )
     machine = result["machine"]
     note = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}."
-    head = ("plan", "side", "median, s", "times faster", "TFLOP/s", "return expected of the plan")
+    head = ("work", "side", "median, s", "times faster", "TFLOP/s", "return of the plan, or error")
     return table(head, rows) + "\n\n" + note
 
 
