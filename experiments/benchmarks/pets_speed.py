@@ -200,9 +200,9 @@ def compare(setting: dict[str, Any], passes: int) -> dict[str, Any]:
 
 def plan_gflop(setting: dict[str, Any]) -> float:
     """Of the matrix products of one plan."""
-    widths = [setting["ny"] + setting["nu"], 200, 200, 200, 200, 2 * setting["ny"]]
-    rows = 5 * setting["population"] * 20 * setting["horizon"]
-    return 2e-9 * float(rows) * sum(a * b for a, b in pairwise(widths))
+    widths: list[int] = [setting["ny"] + setting["nu"], 200, 200, 200, 200, 2 * setting["ny"]]
+    rows: int = 5 * setting["population"] * 20 * setting["horizon"]
+    return 2e-9 * rows * sum(a * b for a, b in pairwise(widths))
 
 
 def main(config: Config) -> None:
