@@ -108,9 +108,15 @@ def returns_table() -> str:
             means = {
                 row["planner"]: row["mean"] for row in rows if (row["env"], row["budget"]) == (env, budget)
             }
+            lasted = [row["steps"] for row in rows if (row["env"], row["budget"]) == (env, budget)]
             order = sorted((name for name in means if name in returns.LARGE_PLANNERS), key=means.__getitem__)
             if order:
-                parts.append(f"* {env}, {budget:,} steps: {' > '.join(reversed(order))}.")
+                falls = max(lasted) < config.steps
+                parts.append(
+                    f"* {env}, {budget:,} steps: {' > '.join(reversed(order))}."
+                    + f" Every planner falls, after {min(lasted):.0f} to {max(lasted):.0f} of {config.steps} steps on "
+                    f"average, beyond what its horizon sees; see below for what keeps it up." * falls
+                )
     run = {(row["env"], row["budget"]) for row in rows}
     wanted = [(env, config.budgets[0]) for env in config.envs]
     wanted += [(env, config.budgets[1]) for env in returns.LARGE_ENVS]
