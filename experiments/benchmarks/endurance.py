@@ -13,7 +13,6 @@ The environment and its rewards stay as they are.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import scipy.linalg
 import torch
@@ -96,7 +94,7 @@ class Case:
     Attributes:
         steps: control steps to stay up.
         value: terminal cost.
-        integrator: of the model that is planned on; RK4 costs four times Euler and is the plant's.
+        euler: plan on the Euler integrator, at a quarter of the cost of the plant's RK4.
     """
 
     planner: SamplingPlanner[Any]
@@ -104,7 +102,7 @@ class Case:
     steps: int = 500
     value: Callable[[World], Value] | None = None
     termination_cost: float = 0.0
-    integrator: str | None = None
+    euler: bool = False
 
 
 CASES = {
@@ -120,14 +118,14 @@ CASES = {
         horizon=100,
         value=upright(height=1, target=1.2, lean=(2,), tumbling=(2,)),
         termination_cost=200.0,
-        integrator="euler",
+        euler=True,
     ),
     "Walker2d-v5": Case(
         ICEM(population=60, iterations=3, elites=8, beta=2.0, knot_spacing=5, spline="linear"),
         horizon=100,
         value=upright(height=1, target=1.2, lean=(2,), tumbling=(2,)),
         termination_cost=200.0,
-        integrator="euler",
+        euler=True,
     ),
     "Ant-v5": Case(CEM(population=20, iterations=2, elites=4), horizon=15),
     "Humanoid-v5": Case(
@@ -135,7 +133,7 @@ CASES = {
         horizon=40,
         value=upright(height=2, target=1.3, lean=(4, 5), tumbling=(3, 4)),
         termination_cost=200.0,
-        integrator="euler",
+        euler=True,
     ),
 }
 
@@ -150,12 +148,11 @@ class Config:
 
 def run(name: str, seed: int, threads: int) -> dict[str, Any]:
     case, world = CASES[name], gym_world(name)
-    model = copy.copy(world.model)
-    if case.integrator is not None:
-        model.opt.integrator = getattr(mujoco.mjtIntegrator, f"mjINT_{case.integrator.upper()}")
+    if case.euler:
+        world = world.with_model(world.model, planning_model=returns.with_euler(world.model))
     problem = world.problem(
         case.horizon,
-        dynamics=world.dynamics(threads=threads, model=model),
+        threads=threads,
         terminal_value=case.value(world) if case.value else None,
         termination_cost=case.termination_cost,
     )
@@ -163,7 +160,10 @@ def run(name: str, seed: int, threads: int) -> dict[str, Any]:
     result |= {"env": name, "seed": seed, "horizon": case.horizon, "wanted_steps": case.steps}
     result |= {"planner": type(case.planner).__name__, "settings": dataclasses.asdict(case.planner)}
     result |= {"terminal_cost": None if case.value is None else case.value.__qualname__.split(".")[0]}
-    result |= {"termination_cost": case.termination_cost, "planning_integrator": case.integrator}
+    result |= {
+        "termination_cost": case.termination_cost,
+        "planning_integrator": "euler" if case.euler else None,
+    }
     return result
 
 

@@ -10,6 +10,7 @@ control step (candidates × horizon); checking the winner costs it two rows more
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import statistics
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 import tyro
@@ -50,6 +52,9 @@ ENVS = (
 HORIZONS = {"Hopper-v5": 40, "Walker2d-v5": 40, "InvertedDoublePendulum-v5": 12}
 # Exponents of iCEM's noise that its authors publish; elsewhere our default.
 BETAS = {"HalfCheetah-v5": 0.25, "Humanoid-v5": 2.0, "HumanoidStandup-v5": 2.0}
+# Planned on the Euler integrator, a quarter of the cost of the plant's RK4: with RK4 these three take a day
+# of two cores. The plant that acts keeps its own.
+EULER = ("Ant-v5", "Humanoid-v5", "HumanoidStandup-v5")
 LARGE_ENVS = ("HalfCheetah-v5", "Hopper-v5", "Humanoid-v5")
 LARGE_PLANNERS = ("random-shooting", "cem", "icem")
 
@@ -84,6 +89,13 @@ def planners_at(candidates: int, env: str = "") -> dict[str, SamplingPlanner[Any
         "predictive-sampling": PredictiveSampling(population=candidates),
         "cma-es": CMAES(population=candidates // 5, iterations=5),
     }
+
+
+def with_euler(model: mujoco.MjModel) -> mujoco.MjModel:
+    """The model, integrated by (semi-implicit) Euler."""
+    model = copy.copy(model)
+    model.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
+    return model
 
 
 def episode(
@@ -138,10 +150,13 @@ def run(config: Config) -> None:
                         continue
                     tic = time.perf_counter()
                     world = gym_world(env)
+                    if env in EULER:
+                        world = world.with_model(world.model, planning_model=with_euler(world.model))
                     problem = world.problem(horizon, threads=config.threads)
                     result = episode(world, problem, planner, seed, steps=config.steps)
                     result |= {"env": env, "planner": name, "budget": budget, "seed": seed}
                     result |= {"settings": dataclasses.asdict(planner), "horizon": horizon}
+                    result |= {"planning_integrator": "euler" if env in EULER else None}
                     result |= {"threads": config.threads, "machine": machine()}
                     write(path, result)
                     seconds = time.perf_counter() - tic
