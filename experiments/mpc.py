@@ -1,31 +1,34 @@
-"""Control a robot by planning: model predictive control in the true simulator, measured and recorded."""
+"""Control a robot by planning, in the true simulator or in a learned model: measured and recorded."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
 
-from mbrl.envs import WORLDS, make_world
+from mbrl.envs import WORLDS, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
-from mbrl.estimators import FullState
+from mbrl.estimators import FullState, Measured
 from mbrl.experiments.progress import Progress, show_facts
 from mbrl.experiments.recording import Recording
 from mbrl.experiments.report import write_report
 from mbrl.experiments.video import write_video
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
+from mbrl.problem import Problem
+from mbrl.protocols import Estimator
 from mbrl.runs import RunFolder
 
 P = TypeVar("P", bound=SamplingPlanner[Any])
@@ -65,10 +68,14 @@ class Config(Generic[P]):
     Attributes:
         planner: what searches for actions; --planner NAME on the command line.
         env: the world; `mbrl list` shows all.
+        model: folder of a training run or of `mbrl fit`: plan in that learned model instead of the simulator.
+        propagation: how the uncertainty of a learned model enters a rollout: ts1, tsinf, moments, or mean for none.
+        particles: of each candidate plan on a learned model.
+        kappa: deviations of the return that a plan on a learned model is charged for.
         horizon: steps to plan ahead.
         steps: control steps; the run ends earlier if the episode does.
         seed: of the environment and the planner.
-        threads: of the simulation; 0 for all processors.
+        threads: of the simulation or of the learned model; 0 for all processors.
         budget_ms: plan until this many milliseconds are used, instead of planner.iterations times.
         replan_every: steps to follow a plan before the next one.
         video: record a video.
@@ -77,6 +84,10 @@ class Config(Generic[P]):
 
     planner: P
     env: str = "HalfCheetah-v5"
+    model: Path | None = None
+    propagation: Literal["ts1", "tsinf", "moments", "mean"] = "tsinf"
+    particles: int = 20
+    kappa: float = 0.0
     horizon: int = 30
     steps: int = 200
     seed: int = 0
@@ -98,6 +109,8 @@ class Config(Generic[P]):
                 "A run needs steps ≥ 1, threads ≥ 0 and 0 ≤ seed < 2**63, but got "
                 f"{self.steps}, {self.threads} and {self.seed}."
             )
+        if self.particles < 1:
+            raise ContractError(f"A run needs particles ≥ 1, but got {self.particles}.")
         if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
             raise ContractError(f"A run needs a finite budget_ms > 0, but got {self.budget_ms}.")
 
@@ -111,18 +124,17 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         MbrlError: no plan of the run was usable; the report is still written.
     """
     console = console or Console()
-    torch.set_num_threads(1)  # the simulator has the processors; torch's threads would wait in their way
     if config.budget_ms is not None:
         config = dataclasses.replace(
             config, planner=dataclasses.replace(config.planner, budget_ms=config.budget_ms)
         )
     planner = config.planner
     world = make_world(config.env)
-    problem = world.problem(config.horizon, threads=config.threads)
+    problem, estimator = plan_in(config, world)
     policy = MPC(
         problem,
         planner,
-        estimator=FullState(),
+        estimator=estimator,
         generator=torch.Generator().manual_seed(config.seed),
         replan_every=config.replan_every,
     )
@@ -179,6 +191,26 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
             f"controlled by planning. See {report}."
         )
     return folder.path
+
+
+def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], Estimator]:
+    """The problem on the simulator or on the learned model, and what reads its state off the world."""
+    if config.model is None:
+        # The simulator has the processors; torch's threads would wait in their way.
+        torch.set_num_threads(1)
+        return world.problem(config.horizon, threads=config.threads), FullState()
+    from mbrl.experiments.learned import learned_problem, load_model
+
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    problem = learned_problem(
+        world,
+        load_model(config.model),
+        config.horizon,
+        propagation=config.propagation,
+        particles=config.particles,
+        kappa=config.kappa,
+    )
+    return problem, Measured(world.measure)
 
 
 def open_folder(config: Config[Any]) -> RunFolder:

@@ -23,7 +23,7 @@ from mbrl.checkpoints import Checkpoints, unpack
 from mbrl.collect import Collected, Collector
 from mbrl.data import Replay
 from mbrl.envs import make_training_world
-from mbrl.errors import ContractError
+from mbrl.errors import CheckpointError, ContractError
 from mbrl.estimators import Measured
 from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
@@ -150,10 +150,18 @@ class Agent:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        self.policy.load_state_dict(state["policy"])
-        self.generator.set_state(state["generator"])
+        """Raises CheckpointError if the state is of another architecture, or of another version of this program."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+            self.policy.load_state_dict(state["policy"])
+            self.generator.set_state(state["generator"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"The checkpoint does not fit what config.json describes: {reason}. It was written by another "
+                "version of this program, or config.json was changed: train again, or restore it."
+            ) from error
 
 
 def main(config: Config[Any], console: Console | None = None, *, resume: Path | None = None) -> Path:
@@ -267,15 +275,21 @@ def evaluate(agent: Agent, episodes: int) -> list[float]:
 
 def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
     """Mean return of the newest checkpoint of a run; prints it with its bootstrap interval."""
+    step, agent = load_agent(folder)
+    returns = evaluate(agent, episodes)
+    mean, (low, high) = statistics.fmean(returns), interval(returns)
+    around = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
+    console.print(f"{agent.config.env} after {step} steps: return {mean:.4g}{around} ({episodes} episodes)")
+    return mean
+
+
+def load_agent(folder: Path) -> tuple[int, Agent]:
+    """The environment steps of a run's newest checkpoint, and the agent as it was then."""
     config = config_of(folder)
     agent = Agent(config, make_training_world(config.env))
     step, tensors, meta = Checkpoints(folder / "checkpoints").load()
     agent.load_state_dict(unpack(tensors, meta)["agent"])
-    returns = evaluate(agent, episodes)
-    mean, (low, high) = statistics.fmean(returns), interval(returns)
-    around = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
-    console.print(f"{config.env} after {step} steps: return {mean:.4g}{around} ({episodes} episodes)")
-    return mean
+    return step, agent
 
 
 def config_of(folder: Path) -> Config[Any]:

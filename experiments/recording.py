@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.envs import World
+from mbrl.envs import MujocoDynamics, World
 from mbrl.problem import Plan, Problem
 from mbrl.rollout import rollout
 
@@ -49,9 +49,10 @@ class Recording:
         """Where a body would go: (1 + n, H+1, 3), first by the plan followed, then by n sampled candidates.
 
         Candidates are simulated again here, because keeping their states would slow the planner down.
+        The states of a learned model are what the task reads, not where bodies are: no traces.
         """
         plan = self.plans[min(frame, len(self.plans) - 1)]
-        if plan.states is None:
+        if plan.states is None or not isinstance(self.problem.dynamics, MujocoDynamics):
             return np.full((0, 1, 3), np.nan)
         states = plan.states[:1]  # (1, H+1, nx)
         candidates = plan.info.get("candidates")

@@ -111,6 +111,8 @@ def ending(recording: Recording, interrupted: bool) -> tuple[str, bool]:
 def lead(recording: Recording, config: Any, planner: str) -> str:
     model, dynamics = recording.world.model, recording.problem.dynamics
     where = "the true simulator" if recording.world.planning_model is None else "a cheaper model of the plant"
+    if config.model is not None:
+        where = f"a learned model ({config.model})"
     return (
         f"{config.env}: {model.nv} degrees of freedom, {dynamics.nu} actuators, controlled every {1e3 * dynamics.dt:g} ms. "
         f"{planner} plans {config.horizon} steps ({config.horizon * dynamics.dt:.2f} s) ahead in {where}, seed {config.seed}."

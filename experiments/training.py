@@ -37,6 +37,7 @@ class TrainingRun:
         metadata: of the data set.
         keep: checkpoints to keep.
         resume: the folder of the run to go on with. What was written after its newest checkpoint is cut off.
+            Warns where versions or thread count differ, since it then goes on, but not number for number.
 
     Raises:
         RunFolderError, CheckpointError, DataError: the folder cannot be used; what to do is told.
@@ -61,6 +62,7 @@ class TrainingRun:
             self._folder = RunFolder.numbered(path, columns)
             self._folder.save_config(config, algorithm=algorithm)
         else:
+            _warn_of_changes(resume)
             self.step, tensors, meta = Checkpoints(resume / "checkpoints").load()
             self.state = unpack(tensors, meta)
             self._folder = RunFolder(resume, columns, resume_at=self.step)
@@ -122,24 +124,31 @@ class TrainingRun:
 def config_of(folder: Path, algorithm: str, types: Sequence[type]) -> Any:
     """What a run was started with; `types` are those that a config may hold.
 
-    Warns where versions or thread count differ, since the run then goes on, but not number for number.
-
     Raises:
         RunFolderError: no config there, one of another algorithm, or one of another version.
     """
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder} holds no run to go on with: config.json: {error}.") from error
+    content = _read(folder)
     if content.get("algorithm") != algorithm:
         raise RunFolderError(f"{folder} holds a run of another kind, not of `mbrl train {algorithm}`.")
-    now = environment()
+    return from_plain({**content["config"], "out": None}, types)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{folder} holds no run to go on with: config.json: {error}.") from error
+    return content
+
+
+def _warn_of_changes(folder: Path) -> None:
+    """Say so where a run will go on, but not number for number."""
+    content, now = _read(folder), environment()
     for key in ("versions", "torch_threads"):
         if now[key] != content.get(key):
             warnings.warn(
                 f"The run in {folder} had {key} = {content.get(key)}, now it is {now[key]}: it goes on, but not "
                 "number for number.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-    return from_plain({**content["config"], "out": None}, types)

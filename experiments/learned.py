@@ -1,0 +1,59 @@
+"""A model that was learned earlier, as what a control run plans with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from mbrl.envs import World
+from mbrl.errors import CheckpointError, ContractError
+from mbrl.experiments import pets
+from mbrl.models import Ensemble, MeanDynamics, load_ensemble
+from mbrl.problem import Problem
+from mbrl.risk import Mean, MeanStd
+
+PropagationName = Literal["ts1", "tsinf", "moments", "mean"]
+PROPAGATIONS = {**pets.PROPAGATIONS, "mean": MeanDynamics}
+
+
+def load_model(folder: Path) -> Ensemble:
+    """The ensemble of a training run, of a fit, or of `save_ensemble`.
+
+    Raises:
+        CheckpointError: the folder holds none, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no folder {folder}. Give that of a training run or of `mbrl fit`.")
+    if (folder / "checkpoints").is_dir():
+        return pets.load_agent(folder)[1].model
+    fitted = folder / "model"
+    return load_ensemble(fitted if fitted.is_dir() else folder)
+
+
+def learned_problem(
+    world: World, model: Ensemble, horizon: int, *, propagation: str, particles: int, kappa: float
+) -> Problem[Any, Any, Any]:
+    """The world's task on a learned model.
+
+    Raises:
+        ContractError: the model was learned on a world of other sizes or another control step.
+    """
+    wanted = (world.features.ny, world.actions.nu)
+    if (model.ny, model.nu) != wanted:
+        raise ContractError(
+            f"A model for {world.name} needs (ny, nu) = {wanted}, but this one has {(model.ny, model.nu)}: "
+            "it was learned on another world."
+        )
+    dt = world.model.opt.timestep * world.frame_skip
+    if not math.isclose(model.dt, dt, rel_tol=1e-6):
+        raise ContractError(
+            f"A model for {world.name} needs its control step, {dt:g} s, but this one was learned at {model.dt:g} s."
+        )
+    single = propagation == "mean"
+    return world.problem(
+        horizon,
+        dynamics=PROPAGATIONS[propagation](model),
+        particles=1 if single else particles,
+        risk=MeanStd(kappa) if kappa and not single else Mean(),
+    )
