@@ -24,17 +24,17 @@ from mbrl.collect import Collected, Collector
 from mbrl.data import Replay
 from mbrl.envs import make_training_world
 from mbrl.errors import CheckpointError, ContractError
-from mbrl.estimators import Measured
+from mbrl.estimators import Measured, Padded
 from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
 from mbrl.experiments.training import TrainingRun
-from mbrl.models import TS1, Ensemble, Fit, FitConfig, MomentMatching, Propagation, Trainer, TSInf
+from mbrl.models import TS1, Ensemble, Fit, FitConfig, MomentMatching, Propagation, Trainer, TSInf, from_heads
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, SamplingPlanner
 from mbrl.policies import RandomPolicy
-from mbrl.problem import from_task
-from mbrl.protocols import TrainingWorld
+from mbrl.problem import Problem, from_task
+from mbrl.protocols import Estimator, TrainingWorld
 from mbrl.resumable import vectorize
 from mbrl.risk import Mean, MeanStd
 
@@ -60,6 +60,7 @@ class Config(Generic[P]):
         propagation: how uncertainty enters a rollout: ts1, tsinf or moments.
         kappa: deviations of the return that a plan is charged for; below 0 it is optimistic.
         members, hidden: of the ensemble.
+        learn_task: learn reward and end as well, and plan by them, instead of reading them off the task.
         fit: how it is fitted.
         envs: environments that run at once.
         eval_every: steps between evaluations on environments of their own; 0 for none.
@@ -81,6 +82,7 @@ class Config(Generic[P]):
     kappa: float = 0.0
     members: int = 5
     hidden: tuple[int, ...] = (200, 200, 200)
+    learn_task: bool = False
     fit: FitConfig = field(default_factory=FitConfig)
     envs: int = 1
     eval_every: int = 0
@@ -117,6 +119,8 @@ class Agent:
             features=world.features,
             members=config.members,
             hidden=config.hidden,
+            reward=config.learn_task,
+            termination=config.learn_task,
             generator=torch.Generator().manual_seed(config.seed),
         ).to(config.device)
         self.trainer = Trainer(self.model, config.fit)
@@ -124,16 +128,17 @@ class Agent:
         self.policy = self.plan_with(config.envs)
 
     def plan_with(self, envs: int) -> MPC:
-        config = self.config
-        problem = from_task(
-            PROPAGATIONS[config.propagation](self.model),
-            self.world.task,
-            self.world.actions,
-            config.horizon,
-            particles=config.particles,
-            risk=MeanStd(config.kappa) if config.kappa else Mean(),
-        )
-        return MPC(problem, config.planner, estimator=Measured(self.world.measure), generator=self.generator)
+        config, way = self.config, PROPAGATIONS[self.config.propagation](self.model)
+        risk = MeanStd(config.kappa) if config.kappa else Mean()
+        options: dict[str, Any] = {"particles": config.particles, "risk": risk}
+        problem: Problem[Any, Any, Any]
+        estimator: Estimator = Measured(self.world.measure)
+        if config.learn_task:
+            problem = from_heads(way, self.world.actions, config.horizon, **options)
+            estimator = Padded(estimator, 2)
+        else:
+            problem = from_task(way, self.world.task, self.world.actions, config.horizon, **options)
+        return MPC(problem, config.planner, estimator=estimator, generator=self.generator)
 
     def fit(self) -> Fit:
         data = self.replay.all()

@@ -12,6 +12,7 @@ from mbrl.models.calibration import (
 from mbrl.models.casadi_export import casadi_function, casadi_weights
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
+from mbrl.models.heads import HeadsCost, WithHeads, from_heads
 from mbrl.models.linear import LinearGaussian, LinearModel
 from mbrl.models.networks import EnsembleMLP
 from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Propagation, Thompson, TSInf
@@ -30,6 +31,7 @@ __all__ = [
     "Epoch",
     "Fit",
     "FitConfig",
+    "HeadsCost",
     "HorizonError",
     "LinearGaussian",
     "LinearModel",
@@ -41,10 +43,12 @@ __all__ = [
     "Thompson",
     "Trainer",
     "WithDisagreement",
+    "WithHeads",
     "calibrate",
     "casadi_function",
     "casadi_weights",
     "disagreement_and_error",
+    "from_heads",
     "horizon_error",
     "load_ensemble",
     "recalibrate",

@@ -176,6 +176,15 @@ class Draw:
         return x
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        return self.step_and_heads(x, u, k)[0]
+
+    def step_and_heads(
+        self, x: Tensor, u: Tensor, k: int | Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The next state (..., ny), and what the particle's network says of this step's reward and end (...).
+
+        None where it learns none; the reward is its mean, the end a probability.
+        """
         model, k = self._model, int(k)
         rows = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1], self._members.shape[1:])  # type: ignore[no-untyped-call]
         member, lead = self._shares(self._members[min(k, len(self._members) - 1)], rows)
@@ -195,7 +204,10 @@ class Draw:
             raw = out[..., model.nt : model.nt + model.np]
             std = (self._low + 1 / (self._high + torch.exp(-raw))).sqrt_() * self._scale
             target = target + std * self._spread(self._noise[k], rows, lead)
-        return model.features.advance(y, target.to(y)).reshape(*rows, self.ny)
+        y_next = model.features.advance(y, target.to(y)).reshape(*rows, self.ny)
+        reward = out[..., model.np].to(y).reshape(rows) if model.learns_reward else None
+        end = torch.sigmoid(out[..., -1]).to(y).reshape(rows) if model.learns_termination else None
+        return y_next, reward, end
 
     def _shares(self, member: Tensor, rows: torch.Size) -> tuple[Tensor, int]:
         """The network of each particle (N,), and how many leading axes of `rows` the particles take."""
@@ -225,9 +237,11 @@ class Matched(Draw):
         super().__init__(way, members, noise)
         self._again = again
 
-    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
-        y = super().step(x, u, k)
-        return y.mean(0) + y.std(0) * self._again[int(k)].to(y)
+    def step_and_heads(
+        self, x: Tensor, u: Tensor, k: int | Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        y, reward, end = super().step_and_heads(x, u, k)
+        return y.mean(0) + y.std(0) * self._again[int(k)].to(y), reward, end
 
 
 def _folded(model: Ensemble, e: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("page", ["your_robot.md", "your_planner.md", "learn_a_model.md"])
+@pytest.mark.parametrize("page", ["your_robot.md", "your_planner.md", "learn_a_model.md", "uncertainty.md"])
 def test_page_runs(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
     assert len(blocks) >= 3
@@ -105,8 +105,8 @@ def test_robustness_sentence_follows_from_the_numbers(
 ) -> None:
     text = readme.robustness()
     arms = {arm["arm"]: arm["fell_at"] for arm in readme.load("robustness/*.json")}
-    p = readme.mcnemar(arms["nominal"], arms["sampled"])
-    assert text.count("\n|") == 5 and readme.chance(p) in text
+    p = readme.mcnemar(arms["nominal"], arms["sampled, worst case"])
+    assert text.count("\n|") == 6 and readme.chance(p) in text
     (tmp_path / "robustness").mkdir()
     for path in (RESULTS / "robustness").glob("*.json"):
         arm = json.loads(path.read_text())
@@ -114,7 +114,8 @@ def test_robustness_sentence_follows_from_the_numbers(
             arm |= {"falls": arm["seeds"], "fell_at": [7] * arm["seeds"]}
         (tmp_path / "robustness" / path.name).write_text(json.dumps(arm))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert "the difference is significant (p < 0.01)" in readme.robustness()
+    text = readme.robustness()
+    assert "“sampled” fell less often than “nominal”" in text and ", significant (p < 0.01)" in text
 
 
 def test_readme_example_runs(tmp_path: Path) -> None:

@@ -315,6 +315,30 @@ def test_learns_reward_and_termination() -> None:
         Trainer(model).fit(y, u, y_next, generator=g)
 
 
+def test_mixed_precision_learns_as_well() -> None:
+    exact, mixed = fitted(), fitted(mixed=True)
+    assert all(p.dtype == torch.float32 for p in mixed.parameters())
+    y = torch.linspace(-0.9, 0.9, 50)[:, None]
+    errors = [
+        float((m.predict(y, torch.zeros_like(y)).y_next.mean(0) - y - torch.sin(3 * y)).detach().abs().mean())
+        for m in (exact, mixed)
+    ]
+    assert errors[1] < 1.3 * errors[0] + 0.01
+
+
+def test_easy_targets_leave_the_others_their_share() -> None:
+    """With the likelihood alone a target without noise takes all of the gradient; see FitConfig.beta."""
+    g = seeded()
+    y, u = 4 * torch.rand(2_000, 2, generator=g) - 2, 2 * torch.rand(2_000, 1, generator=g) - 1
+    y_next = torch.stack([y[:, 0] + 0.3 * u[:, 0], y[:, 1] + (y[:, 0] - 1).abs()], -1)
+    errors = []
+    for beta in (0.0, 0.5):
+        model = Ensemble(2, 1, 0.1, members=2, hidden=(32, 32), generator=seeded())
+        fit = Trainer(model, FitConfig(epochs=40, batch=64, beta=beta)).fit(y, u, y_next, generator=seeded())
+        errors.append(max(fit.best))
+    assert errors[1] < 0.3 * errors[0]
+
+
 def test_deterministic_ensembles_have_no_noise() -> None:
     model = Ensemble(1, 1, 0.1, members=3, hidden=(32, 32), probabilistic=False, generator=seeded())
     Trainer(model, FitConfig(epochs=20)).fit(*noisy(1_000), generator=seeded())

@@ -100,6 +100,13 @@ def test_the_three_forms_of_the_loop(refit: Any, tmp_path: Path) -> None:
     assert [row["length"] for row in rows(folder) if row["kind"] == "episode"] == ["200", "200"]
 
 
+def test_learns_the_task_as_well(tmp_path: Path) -> None:
+    folder = pets.main(pets.Config(**TINY, learn_task=True, steps=450, out=tmp_path / "run"))
+    assert len([row for row in rows(folder) if row["kind"] == "fit"]) == 3
+    step, agent = pets.load_agent(folder)
+    assert step == 450 and agent.model.learns_reward and agent.model.learns_termination
+
+
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In mid-episode, several environments, evaluations in between."""
     config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2}

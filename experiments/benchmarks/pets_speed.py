@@ -113,7 +113,9 @@ def planning(setting: dict[str, Any]) -> Callable[[], dict[str, float]]:
 def training(setting: dict[str, Any]) -> Callable[[], dict[str, float]]:
     data = safetensors.torch.load_file(setting["data"])
     model = ensemble(setting)
-    config = FitConfig(epochs=1, holdout=0.0, patience=None, decays=(1e-5,))
+    config = FitConfig(
+        epochs=1, holdout=0.0, patience=None, decays=(1e-5,), mixed=setting["dtype"] == "bfloat16"
+    )
     trainer = Trainer(model, config)
     generator = torch.Generator().manual_seed(setting["seed"])
 
@@ -155,7 +157,7 @@ def compare(setting: dict[str, Any], passes: int) -> dict[str, Any]:
     setting = {**setting, "data": str(data.resolve())}
     python = python_with("mbrl-lib", PACKAGES)
     script = str(Path(__file__).with_name("peer_mbrl_lib.py"))
-    hardware = torch.cpu._is_amx_tile_supported() and setting["work"] == "plan"
+    hardware = torch.cpu._is_amx_tile_supported()
     dtypes = ["float32"] + ["bfloat16"] * hardware
     sides = {f"ours, {dtype}": {**setting, "dtype": dtype} for dtype in dtypes}
     peers = {

@@ -16,9 +16,10 @@ from typing import Any
 import scipy.stats
 
 from mbrl.envs import WORLDS
-from mbrl.experiments.benchmarks import returns
+from mbrl.experiments.benchmarks import exploration, returns
 from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
+from mbrl.experiments.benchmarks.robustness import ARMS
 
 MISSING = "Not measured yet."
 README = RESULTS.parent.parent.parent / "README.md"
@@ -212,6 +213,69 @@ def pets_speed() -> str:
     return table(head, rows) + "\n\n" + note
 
 
+def honest_uncertainty() -> str:
+    result = next(iter(load("honest_uncertainty.json")), None)
+    if result is None:
+        return ""
+    rows = (
+        (
+            f"{row['n']:,}",
+            f"{100 * row['aleatoric_error']:.0f} %",
+            f"{row['epistemic_inside']:.4f}",
+            f"{row['epistemic_outside']:.2f}",
+        )
+        for row in result["rows"]
+    )
+    return table(("points", "error of the aleatoric part", "epistemic, inside the data", "outside"), rows)
+
+
+def likelihood() -> str:
+    result = next(iter(load("likelihood.json")), None)
+    if result is None:
+        return ""
+    betas = result["config"]["betas"]
+    found = {(row["world"], row["beta"]): row for row in result["results"]}
+    rows = (
+        (
+            f"`{world}`",
+            *(f"{found[world, beta]['error']:.4f} / {found[world, beta]['nll']:.2f}" for beta in betas),
+        )
+        for world in result["config"]["worlds"]
+    )
+    return table(("world", *(f"β = {beta:g}" for beta in betas)), rows)
+
+
+def trap() -> str:
+    result = next(iter(load("trap.json")), None)
+    if result is None:
+        return ""
+    rows = (
+        (
+            arm["arm"],
+            f"{arm['trapped']} of {arm['seeds']}",
+            f"{arm['arrived']} of {arm['seeds']}",
+            "" if arm["arm"] == "mean" else chance(arm["p"]),
+        )
+        for arm in result["arms"]
+    )
+    return table(("planned for", "trapped", "arrived", "trapped as often as with the mean?"), rows)
+
+
+def explorers() -> str:
+    rows = [
+        (
+            row["arm"],
+            f"{row['found']} of {row['seeds']}",
+            f"{row['mean']:.1f}" + ("" if row["low"] is None else f" [{row['low']:.1f}, {row['high']:.1f}]"),
+            "" if row["arm"] == "noise" else chance(row["p"]),
+        )
+        for row in exploration.summarise(exploration.Config(out=RESULTS / "exploration"))
+    ]
+    return (
+        table(("explores by", "goal found", "episodes to it", "as many as with noise?"), rows) if rows else ""
+    )
+
+
 def robots() -> str:
     cases: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of each case, those with equal settings
     for result in [*load("legged/*.json"), *load("robots/*.json")]:
@@ -257,48 +321,47 @@ def median(results: list[dict[str, Any]], name: str) -> float:
 
 def robustness() -> str:
     arms = {arm["arm"]: arm for arm in load("robustness/*.json")}
-    order = ("no mismatch", "nominal", "sampled", "nominal, same work")
-    if not arms.keys() >= set(order):
+    if not arms.keys() >= set(ARMS):
         return ""
     config = arms["sampled"]["config"]
     few, many, n = config["candidates"], config["candidates"] * config["models"], config["models"]
     planned_on = (
         f"the nominal model, {few} candidates; plants unchanged",
         f"the nominal model, {few} candidates",
-        f"{n} sampled models, {few} candidates",
+        f"{n} sampled models, their mean, {few} candidates",
+        f"{n} sampled models, the worst of them, {few} candidates",
         f"the nominal model, {many} candidates",
     )
     rows = []
-    for name, what, work in zip(order, planned_on, (1, 1, n, n), strict=True):
+    for name, what, work in zip(ARMS, planned_on, (1, 1, n, n, n), strict=True):
         arm = arms[name]
         interval = scipy.stats.binomtest(arm["falls"], arm["seeds"]).proportion_ci(method="wilson")
         share = f"{100 * interval.low:.0f} – {100 * interval.high:.0f} %"
         distance = f"{statistics.median(arm['distance']):.2f}"
         rows.append((name, what, f"{work} ×", f"{arm['falls']} of {arm['seeds']}", share, distance))
     head = ("arm", "planned on", "work", "falls", "95 % interval", "median distance, m")
-    nominal, sampled, same = (arms[name] for name in order[1:])
+    nominal, mean, worst, same = (arms[name] for name in ARMS[1:])
     return (
         table(head, rows)
-        + f"\n\nWith {few} candidates each, {verdict(sampled, 'sampled', nominal, 'nominal')} "
-        + f"At equal work, {verdict(same, 'nominal', sampled, 'sampled')} "
+        + f"\n\nWith {few} candidates each: {verdict(mean, nominal)} {verdict(worst, nominal)} "
+        + f"At equal work: {verdict(worst, same)} "
         + "The plants of all arms but the first have mass and friction within ±20 % of the model's; "
         + "p is two-sided, from McNemar's exact test over the same plants."
     )
 
 
-def verdict(a: dict[str, Any], name_a: str, b: dict[str, Any], name_b: str) -> str:
+def verdict(a: dict[str, Any], b: dict[str, Any]) -> str:
     """Which of two arms fell less often, and whether that is more than chance."""
     p = mcnemar(a["fell_at"], b["fell_at"])
     if a["falls"] == b["falls"]:
-        return f"both planners fell {a['falls']} times ({chance(p)})."
+        return f"“{a['arm']}” and “{b['arm']}” fell {a['falls']} times each ({chance(p)})."
     if a["falls"] > b["falls"]:
-        a, name_a, b, name_b = b, name_b, a, name_a
-    significant = "and the difference is significant" if p < 0.05 else "but the difference is not significant"
+        a, b = b, a
+    kind = "significant" if p < 0.05 else "not significant"
     far, near = (statistics.median(arm["distance"]) for arm in (a, b))
     return (
-        f"planning on the {name_a} model{'s' * (name_a == 'sampled')} led to fewer falls "
-        f"({a['falls']} against {b['falls']} of {a['seeds']} for {name_b}), "
-        f"{significant} ({chance(p)}); the robot went {far:.2f} m against {near:.2f} m (medians)."
+        f"“{a['arm']}” fell less often than “{b['arm']}”, {a['falls']} against {b['falls']} of {a['seeds']}, "
+        f"{kind} ({chance(p)}), and went {far:.2f} m against {near:.2f} m."
     )
 
 
@@ -323,6 +386,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "endurance": endurance,
     "sample-efficiency": sample_efficiency,
     "pets-speed": pets_speed,
+    "honest-uncertainty": honest_uncertainty,
+    "likelihood": likelihood,
+    "trap": trap,
+    "exploration": explorers,
     "robots": robots,
     "robustness": robustness,
 }

@@ -59,7 +59,7 @@ CASES = {
             "pets-cartpole",
             2_400,
             180.0,
-            ICEM(population=80, iterations=3, elites=10, std=0.3),
+            ICEM(population=120, iterations=4, elites=12, std=0.3),
             hidden=(128, 128),
         ),
         Case(
