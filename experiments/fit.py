@@ -55,6 +55,7 @@ class Config:
             every number of y as it is.
         dt: seconds per step, where the data set does not tell.
         members, hidden: of the ensemble.
+        learn_task: learn reward and end as well.
         fit: how it is fitted.
         test: share of the transitions that the fit does not see: by one half the deviations are
             recalibrated, on the other the report is made.
@@ -70,6 +71,7 @@ class Config:
     dt: float | None = None
     members: int = 5
     hidden: tuple[int, ...] = (200, 200, 200, 200)
+    learn_task: bool = False
     fit: FitConfig = field(default_factory=FitConfig)
     test: float = 0.2
     recalibrate: bool = True
@@ -108,6 +110,8 @@ def main(config: Config, console: Console | None = None) -> Path:
         features=features,
         members=config.members,
         hidden=config.hidden,
+        reward=config.learn_task,
+        termination=config.learn_task,
         generator=torch.Generator().manual_seed(config.seed),
     ).to(config.device)
     train, tune, test = (
@@ -134,7 +138,13 @@ def main(config: Config, console: Console | None = None) -> Path:
                 progress.show(epoch)
 
             fit = Trainer(model, config.fit).fit(
-                train.y, train.u, train.y_next, generator=generator, progress=log
+                train.y,
+                train.u,
+                train.y_next,
+                train.reward,
+                train.terminated,
+                generator=generator,
+                progress=log,
             )
         if not all(map(math.isfinite, fit.best)):
             raise ContractError(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mbrl.envs import World
 from mbrl.errors import CheckpointError, ContractError
 from mbrl.experiments import pets
-from mbrl.models import Ensemble, MeanDynamics, load_ensemble
+from mbrl.models import Ensemble, MeanDynamics, Propagation, load_ensemble
 from mbrl.problem import Problem
 from mbrl.risk import Mean, MeanStd
 
-PropagationName = Literal["ts1", "tsinf", "moments", "mean"]
-PROPAGATIONS = {**pets.PROPAGATIONS, "mean": MeanDynamics}
+PROPAGATIONS: dict[str, Callable[[Ensemble], Propagation | MeanDynamics]] = {
+    **pets.PROPAGATIONS,
+    "mean": MeanDynamics,
+}
 
 
 def load_model(folder: Path) -> Ensemble:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -29,7 +30,18 @@ from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
 from mbrl.experiments.training import TrainingRun
-from mbrl.models import TS1, Ensemble, Fit, FitConfig, MomentMatching, Propagation, Trainer, TSInf, from_heads
+from mbrl.models import (
+    TS1,
+    Ensemble,
+    Fit,
+    FitConfig,
+    MomentMatching,
+    Propagation,
+    Thompson,
+    Trainer,
+    TSInf,
+    from_heads,
+)
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, SamplingPlanner
 from mbrl.policies import RandomPolicy
@@ -41,7 +53,11 @@ from mbrl.risk import Mean, MeanStd
 P = TypeVar("P", bound=SamplingPlanner[Any])
 PLANNER = CEM(population=400, iterations=5, elites=40)
 """The paper's."""
-PROPAGATIONS: dict[str, type[Propagation]] = {"ts1": TS1, "tsinf": TSInf, "moments": MomentMatching}
+PROPAGATIONS: dict[str, Callable[[Ensemble], Propagation]] = {
+    "ts1": TS1,
+    "tsinf": TSInf,
+    "moments": MomentMatching,
+}
 COLUMNS = ("return", "length", "plan_ms", "train_loss", "holdout_error", "epochs", "fit_s")
 
 
@@ -57,7 +73,8 @@ class Config(Generic[P]):
         refit: when to fit again: once, episode, or a number of steps.
         horizon: steps to plan ahead.
         particles: of each candidate plan; a multiple of the members is fair to all.
-        propagation: how uncertainty enters a rollout: ts1, tsinf or moments.
+        propagation: how uncertainty enters a rollout: ts1, tsinf, moments, or thompson to explore by planning each
+            episode on one network.
         kappa: deviations of the return that a plan is charged for; below 0 it is optimistic.
         members, hidden: of the ensemble.
         learn_task: learn reward and end as well, and plan by them, instead of reading them off the task.
@@ -78,7 +95,7 @@ class Config(Generic[P]):
     refit: Literal["once", "episode"] | int = "episode"
     horizon: int = 25
     particles: int = 20
-    propagation: Literal["ts1", "tsinf", "moments"] = "tsinf"
+    propagation: Literal["ts1", "tsinf", "moments", "thompson"] = "tsinf"
     kappa: float = 0.0
     members: int = 5
     hidden: tuple[int, ...] = (200, 200, 200)
@@ -126,19 +143,37 @@ class Agent:
         self.trainer = Trainer(self.model, config.fit)
         self.replay = Replay(config.steps + config.envs, ny, nu, config.device)
         self.policy = self.plan_with(config.envs)
+        self.member: int | None = None
+        """That the policy plans on, under Thompson sampling."""
 
     def plan_with(self, envs: int) -> MPC:
-        config, way = self.config, PROPAGATIONS[self.config.propagation](self.model)
-        risk = MeanStd(config.kappa) if config.kappa else Mean()
-        options: dict[str, Any] = {"particles": config.particles, "risk": risk}
-        problem: Problem[Any, Any, Any]
+        # Evaluated on all networks, whichever one explores.
+        way = TSInf if self.config.propagation == "thompson" else PROPAGATIONS[self.config.propagation]
         estimator: Estimator = Measured(self.world.measure)
-        if config.learn_task:
-            problem = from_heads(way, self.world.actions, config.horizon, **options)
+        if self.config.learn_task:
             estimator = Padded(estimator, 2)
-        else:
-            problem = from_task(way, self.world.task, self.world.actions, config.horizon, **options)
-        return MPC(problem, config.planner, estimator=estimator, generator=self.generator)
+        return MPC(
+            self.problem(way(self.model)), self.config.planner, estimator=estimator, generator=self.generator
+        )
+
+    def problem(self, way: Propagation) -> Problem[Any, Any, Any]:
+        config = self.config
+        options: dict[str, Any] = {
+            "particles": config.particles,
+            "risk": MeanStd(config.kappa) if config.kappa else Mean(),
+        }
+        if config.learn_task:
+            return from_heads(way, self.world.actions, config.horizon, **options)
+        return from_task(way, self.world.task, self.world.actions, config.horizon, **options)
+
+    def believe(self, member: int | None = None) -> None:
+        """Under Thompson sampling: plan on one network, another one unless it is given."""
+        if self.config.propagation != "thompson":
+            return
+        if member is None:
+            member = Thompson.draw(self.model, generator=self.generator).member
+        self.member = member
+        self.policy.problem = self.problem(Thompson(self.model, member=member))
 
     def fit(self) -> Fit:
         data = self.replay.all()
@@ -152,6 +187,7 @@ class Agent:
             "optimizer": self.trainer.optimizer.state_dict(),
             "policy": self.policy.state_dict(),
             "generator": self.generator.get_state(),
+            "member": self.member,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,6 +195,8 @@ class Agent:
         try:
             self.model.load_state_dict(state["model"])
             self.trainer.optimizer.load_state_dict(state["optimizer"])
+            if state["member"] is not None:
+                self.believe(state["member"])
             self.policy.load_state_dict(state["policy"])
             self.generator.set_state(state["generator"])
         except (RuntimeError, KeyError, ValueError) as error:
@@ -227,6 +265,8 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                     fits += 1
                     run.log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
                     collector.policy = agent.policy
+                if fits and (fits == 1 and fitted or len(some.returns)):
+                    agent.believe()
                 evaluated = bool(fits and config.eval_every and run.step % config.eval_every < config.envs)
                 if evaluated:
                     run.log(

@@ -100,6 +100,24 @@ def test_the_three_forms_of_the_loop(refit: Any, tmp_path: Path) -> None:
     assert [row["length"] for row in rows(folder) if row["kind"] == "episode"] == ["200", "200"]
 
 
+def test_thompson_plans_each_episode_on_another_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, int]] = []
+    believe = pets.Agent.believe
+
+    def spy(self: pets.Agent, member: int | None = None) -> None:
+        believe(self, member)
+        assert self.member is not None
+        drawn.append((self.member, self.policy.problem.dynamics.member))
+
+    monkeypatch.setattr(pets.Agent, "believe", spy)
+    config = {**TINY, "members": 4, "propagation": "thompson", "refit": "once", "steps": 1_010}
+    pets.main(pets.Config(**config, out=tmp_path / "run"))
+    assert len(drawn) == 6  # after the fit, and after each of five episodes
+    assert all(a == b for a, b in drawn) and len({a for a, _ in drawn}) > 1
+
+
 def test_learns_the_task_as_well(tmp_path: Path) -> None:
     folder = pets.main(pets.Config(**TINY, learn_task=True, steps=450, out=tmp_path / "run"))
     assert len([row for row in rows(folder) if row["kind"] == "fit"]) == 3
@@ -107,9 +125,12 @@ def test_learns_the_task_as_well(tmp_path: Path) -> None:
     assert step == 450 and agent.model.learns_reward and agent.model.learns_termination
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [{}, {"propagation": "thompson", "learn_task": True}])
+def test_stopped_and_resumed_equals_uninterrupted(
+    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In mid-episode, several environments, evaluations in between."""
-    config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2}
+    config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2, **more}
     whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
     collect, calls = Collector.collect, iter(range(10_000))
 
