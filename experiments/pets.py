@@ -75,6 +75,7 @@ class Config(Generic[P]):
         particles: of each candidate plan; a multiple of the members is fair to all.
         propagation: how uncertainty enters a rollout: ts1, tsinf, moments, or thompson to explore by planning each
             episode on one network.
+        rest: weight of a terminal cost |y|², for tasks that are to end at rest at y = 0 where the reward does not say so.
         kappa: deviations of the return that a plan is charged for; below 0 it is optimistic.
         members, hidden: of the ensemble.
         learn_task: learn reward and end as well, and plan by them, instead of reading them off the task.
@@ -97,6 +98,7 @@ class Config(Generic[P]):
     particles: int = 20
     propagation: Literal["ts1", "tsinf", "moments", "thompson"] = "tsinf"
     kappa: float = 0.0
+    rest: float = 0.0
     members: int = 5
     hidden: tuple[int, ...] = (200, 200, 200)
     learn_task: bool = False
@@ -162,6 +164,9 @@ class Agent:
             "particles": config.particles,
             "risk": MeanStd(config.kappa) if config.kappa else Mean(),
         }
+        if config.rest:
+            ny = self.world.features.ny
+            options["terminal_value"] = lambda y: config.rest * (y[..., :ny] ** 2).sum(-1)
         if config.learn_task:
             return from_heads(way, self.world.actions, config.horizon, **options)
         return from_task(way, self.world.task, self.world.actions, config.horizon, **options)

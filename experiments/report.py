@@ -167,6 +167,11 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
         if not facts["fallbacks"]
         else f"In {facts['fallbacks']:.0f} steps the new plan was unusable (not finite, or outside the bounds) and the old one was followed."
     )
+    if config.budget_ms is not None and facts["plan_ms"] > 1.1 * config.budget_ms:
+        speed += (
+            f" The deadline of {config.budget_ms:g} ms was missed: a single iteration of this planner takes longer, so "
+            "its population or horizon must be smaller."
+        )
     every = "every step" if config.replan_every == 1 else f"every {config.replan_every} steps"
     work = f"It planned {every} and simulated {facts['model_steps']:,.0f} candidate steps in all."
     return [f"{work} {speed}", f"{error} {fallback}"]

@@ -108,6 +108,14 @@ def test_a_deadline_is_the_planners_budget(tmp_path: Path) -> None:
     assert float(rows(tmp_path / "run")[0]["planner/iterations"]) > 1
     saved = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["config"]
     assert saved["planner"]["budget_ms"] == saved["budget_ms"] == 500
+    assert "was missed" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
+    options = ["--planner", "mppi", "--planner.population", "300", "--steps", "2", "--budget-ms", "0.01"]
+    assert cli.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "The deadline of 0.01 ms was missed" in text
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from rich.table import Table
 from mbrl.experiments import pets
 from mbrl.experiments.benchmarks.record import RESULTS, interval, machine, write
 from mbrl.models import FitConfig
-from mbrl.planners import CEM, ICEM, SamplingPlanner
+from mbrl.planners import CEM, ICEM, MPPI, SamplingPlanner
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Case:
     Attributes:
         steps: of the real world.
         bar: the return to reach.
-        planner, horizon, particles, hidden, fit: of the run, see `pets.Config`.
+        planner, horizon, particles, hidden, fit, rest: of the run, see `pets.Config`.
         evaluate: judge by 10 evaluation episodes at the end instead of the training return.
     """
 
@@ -49,6 +49,7 @@ class Case:
     random_steps: int = 200
     hidden: tuple[int, ...] = (200, 200, 200)
     fit: FitConfig = field(default_factory=lambda: FitConfig(batch=32, epochs=30, patience=8))
+    rest: float = 0.0
     evaluate: bool = False
 
 
@@ -73,8 +74,10 @@ CASES = {
             "InvertedPendulum-v5",
             10_000,
             1_000.0,
-            CEM(population=100, iterations=3, elites=10),
+            MPPI(population=100, std=0.2, beta=0.0),
+            horizon=15,  # random plans of a second all fall
             hidden=(100, 100),
+            rest=1.0,  # or the cart drifts to the end of its rail
             evaluate=True,
         ),
         Case("pets-reacher3d", 5_000, -40.0, CEM(population=400, iterations=5, elites=40)),
@@ -122,6 +125,7 @@ def train(case: Case, seed: int, config: Config) -> dict[str, Any]:
             particles=case.particles,
             hidden=case.hidden,
             fit=case.fit,
+            rest=case.rest,
             seed=seed,
             device=config.device,
             eval_every=(config.steps or case.steps) if case.evaluate else 0,
