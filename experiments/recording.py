@@ -45,6 +45,11 @@ class Recording:
         stride = max(1, math.ceil(1 / (rate * self.problem.dynamics.dt) - 1e-6))
         return list(range(0, len(self.states), stride))
 
+    @property
+    def shows_plans(self) -> bool:
+        """Whether the states of plans tell where bodies are."""
+        return isinstance(self.problem.dynamics, MujocoDynamics)
+
     def traces(self, frame: int, body: int) -> np.ndarray:
         """Where a body would go: (1 + n, H+1, 3), first by the plan followed, then by n sampled candidates.
 
@@ -52,7 +57,7 @@ class Recording:
         The states of a learned model are what the task reads, not where bodies are: no traces.
         """
         plan = self.plans[min(frame, len(self.plans) - 1)]
-        if plan.states is None or not isinstance(self.problem.dynamics, MujocoDynamics):
+        if plan.states is None or not self.shows_plans:
             return np.full((0, 1, 3), np.nan)
         states = plan.states[:1]  # (1, H+1, nx)
         candidates = plan.info.get("candidates")

@@ -38,7 +38,6 @@ def write_report(
     settings.pop("type")
     machine = environment()
     badge, bad = ending(recording, interrupted)
-    model = recording.world.model
     pages = resources.files("mbrl.experiments")
     text = Template(pages.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{config.env}, {planner['type']}"),
@@ -50,7 +49,7 @@ def write_report(
             f"<div class='tile'><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in tiles(facts)
         ),
         words="".join(f"<p>{unbroken_options(escape(line))}</p>" for line in words(facts, config)),
-        tracked=escape((model.body(tracked_body(model)).name or "robot").replace("_", " ")),
+        legend=legend(recording),
         video=embed(video),
         charts=charts(recording),
         health=health(recording),
@@ -119,6 +118,18 @@ def lead(recording: Recording, config: Any, planner: str) -> str:
     )
 
 
+def legend(recording: Recording) -> str:
+    """What the lines in the replay are."""
+    if not recording.shows_plans:
+        return "A learned model tells what the task reads, not where bodies are, so plans are not drawn."
+    model = recording.world.model
+    tracked = escape((model.body(tracked_body(model)).name or "robot").replace("_", " "))
+    return (
+        f'<i class="key" style="background:var(--plan)"></i>where the plan being followed expects the {tracked} to go, '
+        '<i class="key" style="background:var(--candidate)"></i>a few of the plans it was chosen over.'
+    )
+
+
 def tiles(facts: Mapping[str, float]) -> list[tuple[str, str]]:
     return [
         ("return", f"{facts['return']:.1f}"),
@@ -131,7 +142,9 @@ def tiles(facts: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def amount(error: float) -> str:
-    return "unknown" if math.isnan(error) else f"{error:.1e}" if error else "0"
+    if math.isnan(error):
+        return "unknown"
+    return f"{error:.2g}" if error >= 0.01 or not error else f"{error:.1e}"
 
 
 def words(facts: Mapping[str, float], config: Any) -> list[str]:
@@ -157,7 +170,7 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
     else:
         error = (
             "The plans are made with a model that is not the plant: one step ahead, positions, velocities and whatever "
-            f"else the task reads differ from what happened by at most {facts['output_error']:.1e}, rewards by at most "
+            f"else the task reads differ from what happened by at most {amount(facts['output_error'])}, rewards by at most "
             f"{amount(facts['reward_error'])}."
         )
     if 0 < gaps < facts["steps"]:

@@ -64,6 +64,7 @@ def test_the_pole_stays_up_on_the_learned_model(folder: Path, tmp_path: Path, pr
     assert 0 < max(errors) < 2.0  # it is not the simulator that plans
     report = (tmp_path / "run" / "report.html").read_text()
     assert "a learned model" in report and "true simulator" not in report
+    assert "plans are not drawn" in report and "expects the" not in report
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["model"]
 
 
