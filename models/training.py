@@ -30,7 +30,7 @@ class FitConfig:
         learning_rate, decays: of Adam; one decay per layer, or one for all.
         beta: each squared error is weighed by σ^(2β), as a constant, against the likelihood's own weight σ⁻².
             With 0, the likelihood alone, targets that are easy to predict leave the others no share of the
-            gradient: means stay several times worse. 1 weighs all errors alike.
+            gradient, and their means can stay much worse. 1 weighs all errors alike.
         bounds: weight of the pull on the learned bounds of the log-variance.
         clip: largest norm of the gradient of one member.
         bootstrap: whether each member draws its own data with replacement, once per fit.

@@ -28,12 +28,12 @@ from mbrl.resumable import vectorize
 
 @dataclass(frozen=True)
 class Config:
-    worlds: tuple[str, ...] = ("pets-cartpole", "Pendulum-v1", "InvertedPendulum-v5", "pets-reacher3d")
-    betas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
-    steps: int = 2_000
+    worlds: tuple[str, ...] = ("pets-cartpole", "Pendulum-v1", "pets-reacher3d")
+    betas: tuple[float, ...] = (0.0, 0.5, 1.0)
+    steps: int = 1_000
     seeds: int = 3
-    hidden: tuple[int, ...] = (128, 128)
-    epochs: int = 60
+    hidden: tuple[int, ...] = (100, 100)
+    epochs: int = 50
     out: Path = RESULTS / "likelihood.json"
 
 
