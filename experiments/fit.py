@@ -114,6 +114,7 @@ def main(config: Config, console: Console | None = None) -> Path:
         termination=config.learn_task,
         generator=torch.Generator().manual_seed(config.seed),
     ).to(config.device)
+    model.world = dataset.metadata.get("world") if config.world in (None, "none") else config.world
     train, tune, test = (
         part.to(config.device)
         for part in split(rows, config.test, torch.Generator().manual_seed(config.seed))

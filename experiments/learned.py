@@ -10,7 +10,7 @@ from typing import Any
 from mbrl.envs import World
 from mbrl.errors import CheckpointError, ContractError
 from mbrl.experiments import pets
-from mbrl.models import Ensemble, MeanDynamics, Propagation, load_ensemble
+from mbrl.models import Ensemble, MeanDynamics, Propagation, from_heads, load_ensemble
 from mbrl.problem import Problem
 from mbrl.risk import Mean, MeanStd
 
@@ -21,7 +21,7 @@ PROPAGATIONS: dict[str, Callable[[Ensemble], Propagation | MeanDynamics]] = {
 
 
 def load_model(folder: Path) -> Ensemble:
-    """The ensemble of a training run, of a fit, or of `save_ensemble`.
+    """The ensemble of a training run, of a fit, or of `save_ensemble`, on the CPU.
 
     Raises:
         CheckpointError: the folder holds none, or a damaged one.
@@ -29,19 +29,28 @@ def load_model(folder: Path) -> Ensemble:
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}. Give that of a training run or of `mbrl fit`.")
     if (folder / "checkpoints").is_dir():
-        return pets.load_agent(folder)[1].model
+        return pets.load_model(folder)
     fitted = folder / "model"
     return load_ensemble(fitted if fitted.is_dir() else folder)
 
 
 def learned_problem(
-    world: World, model: Ensemble, horizon: int, *, propagation: str, particles: int, kappa: float
+    world: World,
+    model: Ensemble,
+    horizon: int,
+    *,
+    propagation: str,
+    particles: int,
+    kappa: float,
+    learned_task: bool = False,
 ) -> Problem[Any, Any, Any]:
-    """The world's task on a learned model.
+    """The world's task, or the one that was learned, on a learned model.
 
     Raises:
-        ContractError: the model was learned on a world of other sizes or another control step.
+        ContractError: the model was learned on another world, or has other sizes, features or another control step.
     """
+    if model.world not in (None, world.name):
+        raise ContractError(f"A model for {world.name} is needed, but this one was learned on {model.world}.")
     wanted = (world.features.ny, world.actions.nu)
     if (model.ny, model.nu) != wanted:
         raise ContractError(
@@ -53,10 +62,17 @@ def learned_problem(
         raise ContractError(
             f"A model for {world.name} needs its control step, {dt:g} s, but this one was learned at {model.dt:g} s."
         )
-    single = propagation == "mean"
-    return world.problem(
-        horizon,
-        dynamics=PROPAGATIONS[propagation](model),
-        particles=1 if single else particles,
-        risk=MeanStd(kappa) if kappa and not single else Mean(),
-    )
+    if model.features != world.features:
+        raise ContractError(
+            f"A model for {world.name} needs {world.features}, but this one has {model.features}: it was learned on "
+            "another world, or with features of its own."
+        )
+    way = PROPAGATIONS[propagation](model)
+    options: dict[str, Any] = {
+        "particles": 1 if propagation == "mean" else particles,
+        "risk": MeanStd(kappa) if kappa else Mean(),
+    }
+    if learned_task:
+        assert isinstance(way, Propagation)  # see mpc.Config
+        return from_heads(way, world.actions, horizon, **options)
+    return world.problem(horizon, dynamics=way, **options)

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from mbrl.envs import WORLDS, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
-from mbrl.estimators import FullState, Measured
+from mbrl.estimators import FullState, Measured, Padded
 from mbrl.experiments.progress import Progress, show_facts
 from mbrl.experiments.recording import Recording
 from mbrl.experiments.report import write_report
@@ -72,6 +72,7 @@ class Config(Generic[P]):
         propagation: how the uncertainty of a learned model enters a rollout: ts1, tsinf, moments, or mean for none.
         particles: of each candidate plan on a learned model.
         kappa: deviations of the return that a plan on a learned model is charged for.
+        learned_task: plan by the reward and the end that the model has learned, not by the world's.
         horizon: steps to plan ahead.
         steps: control steps; the run ends earlier if the episode does.
         seed: of the environment and the planner.
@@ -88,6 +89,7 @@ class Config(Generic[P]):
     propagation: Literal["ts1", "tsinf", "moments", "mean"] = "tsinf"
     particles: int = 20
     kappa: float = 0.0
+    learned_task: bool = False
     horizon: int = 30
     steps: int = 200
     seed: int = 0
@@ -111,6 +113,22 @@ class Config(Generic[P]):
             )
         if self.particles < 1:
             raise ContractError(f"A run needs particles ≥ 1, but got {self.particles}.")
+        learned = {
+            name: getattr(self, name) for name in ("propagation", "particles", "kappa", "learned_task")
+        }
+        defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+        changed = [name for name, value in learned.items() if value != defaults[name]]
+        if self.model is None and changed:
+            raise ContractError(
+                f"{', '.join(changed)} are settings of a learned model, but none is given: --model FOLDER."
+            )
+        single = self.propagation == "mean" or self.particles < 2
+        if self.kappa and single:
+            raise ContractError("kappa needs 2 particles or more that may differ, so no propagation mean.")
+        if self.propagation == "moments" and single:
+            raise ContractError(f"Propagation moments needs 2 particles or more, but got {self.particles}.")
+        if self.learned_task and self.propagation == "mean":
+            raise ContractError("A learned task needs particles: --propagation ts1, tsinf or moments.")
         if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
             raise ContractError(f"A run needs a finite budget_ms > 0, but got {self.budget_ms}.")
 
@@ -201,7 +219,7 @@ def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], 
         return world.problem(config.horizon, threads=config.threads), FullState()
     from mbrl.experiments.learned import learned_problem, load_model
 
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     problem = learned_problem(
         world,
         load_model(config.model),
@@ -209,8 +227,10 @@ def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], 
         propagation=config.propagation,
         particles=config.particles,
         kappa=config.kappa,
+        learned_task=config.learned_task,
     )
-    return problem, Measured(world.measure)
+    estimator: Estimator = Measured(world.measure)
+    return problem, Padded(estimator, 2) if config.learned_task else estimator
 
 
 def open_folder(config: Config[Any]) -> RunFolder:

@@ -9,10 +9,12 @@ models", algorithm 1.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -117,6 +119,15 @@ class Config(Generic[P]):
                 "Training needs steps, random_steps, envs, eval_episodes and keep ≥ 1, but got "
                 f"{self.steps}, {self.random_steps}, {self.envs}, {self.eval_episodes} and {self.keep}."
             )
+        if min(self.particles, self.members) < 1 or not 0 <= self.rest < math.inf:
+            raise ContractError(
+                "Training needs particles and members ≥ 1 and a finite rest ≥ 0, but got "
+                f"{self.particles}, {self.members} and {self.rest}."
+            )
+        if self.propagation == "thompson" and self.envs > 1:
+            raise ContractError(
+                f"Thompson sampling plans a whole episode on one network, so it needs envs = 1, but got {self.envs}."
+            )
         if isinstance(self.refit, int) and self.refit < 1:
             raise ContractError(f"refit needs a number of steps ≥ 1, once or episode, but got {self.refit}.")
 
@@ -142,6 +153,7 @@ class Agent:
             termination=config.learn_task,
             generator=torch.Generator().manual_seed(config.seed),
         ).to(config.device)
+        self.model.world = config.env
         self.trainer = Trainer(self.model, config.fit)
         self.replay = Replay(config.steps + config.envs, ny, nu, config.device)
         self.policy = self.plan_with(config.envs)
@@ -172,7 +184,7 @@ class Agent:
         return from_task(way, self.world.task, self.world.actions, config.horizon, **options)
 
     def believe(self, member: int | None = None) -> None:
-        """Under Thompson sampling: plan on one network, another one unless it is given."""
+        """Under Thompson sampling: plan on one network, a newly drawn one unless it is given."""
         if self.config.propagation != "thompson":
             return
         if member is None:
@@ -197,19 +209,26 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError if the state is of another architecture, or of another version of this program."""
-        try:
+        with _misfit():
             self.model.load_state_dict(state["model"])
             self.trainer.optimizer.load_state_dict(state["optimizer"])
             if state["member"] is not None:
                 self.believe(state["member"])
             self.policy.load_state_dict(state["policy"])
             self.generator.set_state(state["generator"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"The checkpoint does not fit what config.json describes: {reason}. It was written by another "
-                "version of this program, or config.json was changed: train again, or restore it."
-            ) from error
+
+
+@contextmanager
+def _misfit() -> Iterator[None]:
+    """A CheckpointError instead of what torch says when weights and architecture do not belong together."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"The checkpoint does not fit what config.json describes: {reason}. It was written by another "
+            "version of this program, or config.json was changed: train again, or restore it."
+        ) from error
 
 
 def main(config: Config[Any], console: Console | None = None, *, resume: Path | None = None) -> Path:
@@ -270,7 +289,7 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                     fits += 1
                     run.log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
                     collector.policy = agent.policy
-                if fits and (fits == 1 and fitted or len(some.returns)):
+                if fits and (len(some.returns) or agent.member not in agent.model.elites.tolist()):
                     agent.believe()
                 evaluated = bool(fits and config.eval_every and run.step % config.eval_every < config.envs)
                 if evaluated:
@@ -340,6 +359,16 @@ def load_agent(folder: Path) -> tuple[int, Agent]:
     step, tensors, meta = Checkpoints(folder / "checkpoints").load()
     agent.load_state_dict(unpack(tensors, meta)["agent"])
     return step, agent
+
+
+def load_model(folder: Path) -> Ensemble:
+    """The model of a run's newest checkpoint, on the CPU wherever it was trained."""
+    config = dataclasses.replace(config_of(folder), device="cpu")
+    model = Agent(config, make_training_world(config.env)).model
+    _, tensors, meta = Checkpoints(folder / "checkpoints").load()
+    with _misfit():
+        model.load_state_dict(unpack(tensors, meta)["agent"]["model"])
+    return model
 
 
 def config_of(folder: Path) -> Config[Any]:

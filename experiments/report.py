@@ -91,6 +91,7 @@ def measure(recording: Recording) -> dict[str, float]:
         "fallbacks": sum(row["fallback"] for row in rows),
         "unpredicted": sum(missing(row["predicted_reward"]) for row in rows),
         "terminated": rows[-1]["terminated"],
+        "iterations": statistics.median(column(recording, "planner/iterations") or [math.nan]),
         "model_steps": sum(column(recording, "planner/model_steps")),
     }
 
@@ -181,9 +182,11 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
         else f"In {facts['fallbacks']:.0f} steps the new plan was unusable (not finite, or outside the bounds) and the old one was followed."
     )
     if config.budget_ms is not None and facts["plan_ms"] > 1.1 * config.budget_ms:
+        speed += f" The deadline of {config.budget_ms:g} ms was missed"
         speed += (
-            f" The deadline of {config.budget_ms:g} ms was missed: a single iteration of this planner takes longer, so "
-            "its population or horizon must be smaller."
+            ": a single iteration of this planner takes longer, so its population or horizon must be smaller."
+            if facts["iterations"] <= 1
+            else ", by iterations that took longer than those before."
         )
     every = "every step" if config.replan_every == 1 else f"every {config.replan_every} steps"
     work = f"It planned {every} and simulated {facts['model_steps']:,.0f} candidate steps in all."

@@ -87,6 +87,8 @@ class Ensemble(nn.Module):
         if features.ny != ny:
             raise ContractError(f"The features are for ny = {features.ny}, but the ensemble has ny = {ny}.")
         self.members, self.probabilistic = members, probabilistic
+        self.world: str | None = None
+        """Name of the world that it was learned on, if anyone has said so; saved with it."""
         self.learns_reward, self.learns_termination = reward, termination
         self.np = len(features.predicted)
         nf = features.inputs(torch.zeros(ny)).shape[-1] + nu

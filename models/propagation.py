@@ -87,7 +87,7 @@ class Thompson(Propagation):
 
     @classmethod
     def draw(cls, model: Ensemble, *, generator: Generator) -> Thompson:
-        i = int(torch.randint(len(model.elites), (), generator=generator))
+        i = int(torch.randint(len(model.elites), (), generator=generator, device=generator.device))
         return cls(model, member=int(model.elites[i]))
 
     def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw:

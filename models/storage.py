@@ -36,7 +36,8 @@ def save_ensemble(path: str | Path, model: Ensemble) -> Path:
         "reward": model.learns_reward,
         "termination": model.learns_termination,
     }
-    tensors, meta = pack({"kind": _KIND, "architecture": architecture, "model": model.state_dict()})
+    tree = {"kind": _KIND, "world": model.world, "architecture": architecture, "model": model.state_dict()}
+    tensors, meta = pack(tree)
     return Checkpoints(path).save(0, tensors, meta, finite=("model",))
 
 
@@ -61,6 +62,7 @@ def load_ensemble(path: str | Path) -> Ensemble:
         with torch.device("meta"):  # no memory before the sizes are known to be those of the weights
             model = Ensemble(**architecture, features=features, generator=torch.Generator())
         model.load_state_dict(tree["model"], assign=True)
+        model.world = None if tree.get("world") is None else str(tree["world"])
         _check(model)
     except Exception as error:  # what was written by hand can make torch raise anything
         raise CheckpointError(

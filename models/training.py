@@ -161,7 +161,9 @@ class Trainer:
                 loss = self._step(inputs[batch], targets[batch], None if ends is None else ends[batch])
                 losses.append(loss)
             train_loss = torch.stack(losses).mean(0)
-            errors = self._errors(inputs[test], targets[test]) if held else train_loss
+            errors = train_loss
+            if held:
+                errors = self._errors(inputs[test], targets[test], None if ends is None else ends[test])
             finite = torch.isfinite(train_loss) & torch.isfinite(errors) & _finite(model)
             improved = [
                 bool(ok) and (e < b - config.improvement * abs(b) if b < float("inf") else True)
@@ -208,12 +210,14 @@ class Trainer:
         return loss.detach()
 
     @torch.no_grad()
-    def _errors(self, z: Tensor, t: Tensor) -> Tensor:
-        """Mean squared error of each member (E,), of normalised targets."""
-        chunks = [
-            ((self.model.heads(self.model.net(part))[0] - goal) ** 2).mean(-1)
-            for part, goal in zip(torch.split(z, 4096), torch.split(t, 4096), strict=True)
-        ]
+    def _errors(self, z: Tensor, t: Tensor, ends: Tensor | None = None) -> Tensor:
+        """Mean squared error of each member (E,), of normalised targets and of the probability of an end."""
+        model, chunks = self.model, []
+        goals = t if ends is None or not model.learns_termination else torch.cat([t, ends[:, None]], -1)
+        for part, goal in zip(torch.split(z, 4096), torch.split(goals, 4096), strict=True):
+            mean, _, logit = model.heads(model.net(part))
+            said = mean if logit is None else torch.cat([mean, torch.sigmoid(logit)[..., None]], -1)
+            chunks.append(((said - goal) ** 2).mean(-1))
         return torch.cat(chunks, -1).mean(-1)
 
 

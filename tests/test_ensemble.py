@@ -35,6 +35,7 @@ from mbrl.models import (
     WithDisagreement,
 )
 from mbrl.models.propagation import Draw
+from mbrl.models.training import losses
 from mbrl.planners import CEM
 from tests.problems import seeded
 
@@ -324,6 +325,21 @@ def test_mixed_precision_learns_as_well() -> None:
         for m in (exact, mixed)
     ]
     assert errors[1] < 1.3 * errors[0] + 0.01
+    z, t = torch.randn(5, 30, 2, generator=seeded()), torch.randn(5, 30, 1, generator=seeded(1))
+    apart = (losses(exact, z, t, mixed=True) - losses(exact, z, t)).abs() / losses(exact, z, t).abs()
+    assert (apart > 0).all() and (apart < 0.1).all()
+
+
+def test_the_best_weights_are_also_those_that_tell_the_end() -> None:
+    g = seeded()
+    y, u = torch.randn(200, 1, generator=g), torch.randn(200, 1, generator=g)
+    model = Ensemble(1, 1, 0.1, **SMALL, termination=True, generator=g)
+    trainer, ends = Trainer(model), (y[:, 0] > 0).float()
+    z, t = model.inputs(y, u), model.targets(y, y)
+    before = trainer._errors(z, t, ends)
+    with torch.no_grad():
+        model.net.biases[-1][..., -1] += 50.0  # sure that everything ends
+    assert (trainer._errors(z, t, ends) > before + 0.1).all()
 
 
 def test_easy_targets_leave_the_others_their_share() -> None:

@@ -20,7 +20,7 @@ from mbrl.collect import Collector
 from mbrl.envs import make_training_world
 from mbrl.errors import CheckpointError, RunFolderError
 from mbrl.experiments import cli, pets
-from mbrl.models import FitConfig
+from mbrl.models import FitConfig, WithHeads
 from mbrl.planners import CEM, ICEM
 
 TINY: dict[str, Any] = {
@@ -123,14 +123,45 @@ def test_learns_the_task_as_well(tmp_path: Path) -> None:
     assert len([row for row in rows(folder) if row["kind"] == "fit"]) == 3
     step, agent = pets.load_agent(folder)
     assert step == 450 and agent.model.learns_reward and agent.model.learns_termination
+    assert isinstance(agent.policy.problem.dynamics, WithHeads)
 
 
-@pytest.mark.parametrize("more", [{}, {"propagation": "thompson", "learn_task": True}])
-def test_stopped_and_resumed_equals_uninterrupted(
-    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rest_draws_plans_to_the_middle() -> None:
+    agent = pets.Agent(pets.Config(**TINY, rest=2.0), make_training_world("pets-cartpole"))
+    value = agent.policy.problem.terminal_value
+    assert value is not None
+    assert value(torch.tensor([[0.0, 0, 0, 0], [1.0, 0, 0, 1.0]])).tolist() == [0.0, 4.0]
+    with pytest.raises(ContractError, match="finite rest ≥ 0"):
+        pets.Config(**TINY, rest=-1.0)
+    with pytest.raises(ContractError, match="needs envs = 1"):
+        pets.Config(**TINY, propagation="thompson", envs=2)
+
+
+def test_thompson_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped in the second episode, which another network plans; the third begins after the resume."""
+    config = {**TINY, "members": 4, "propagation": "thompson", "learn_task": True, "refit": 90, "steps": 430}
+    whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
+    collect, calls = Collector.collect, iter(range(10_000))
+
+    def fail(self: Any, steps: int) -> Any:
+        if next(calls) == 300:
+            raise ZeroDivisionError
+        return collect(self, steps)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Collector, "collect", fail)
+        pets.main(pets.Config(**config, out=tmp_path / "cut"))
+    folder = tmp_path / "cut"
+    assert 200 < state(folder)[0] < 301
+    pets.main(pets.config_of(folder), resume=folder)
+    same(whole, folder)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In mid-episode, several environments, evaluations in between."""
-    config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2, **more}
+    config = {**TINY, "refit": 15, "steps": 130, "envs": 2, "eval_every": 60, "eval_episodes": 2}
     whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
     collect, calls = Collector.collect, iter(range(10_000))
 

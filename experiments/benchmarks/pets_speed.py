@@ -113,8 +113,15 @@ def planning(setting: dict[str, Any]) -> Callable[[], dict[str, float]]:
 def training(setting: dict[str, Any]) -> Callable[[], dict[str, float]]:
     data = safetensors.torch.load_file(setting["data"])
     model = ensemble(setting)
+    # The loss of the other side: the likelihood alone, and its pull on the bounds.
     config = FitConfig(
-        epochs=1, holdout=0.0, patience=None, decays=(1e-5,), mixed=setting["dtype"] == "bfloat16"
+        beta=0.0,
+        bounds=0.01,
+        epochs=1,
+        holdout=0.0,
+        patience=None,
+        decays=(1e-5,),
+        mixed=setting["dtype"] == "bfloat16",
     )
     trainer = Trainer(model, config)
     generator = torch.Generator().manual_seed(setting["seed"])

@@ -96,13 +96,17 @@ def returns_table() -> str:
             cells = {row["planner"]: row for row in rows if (row["env"], row["budget"]) == (env, budget)}
             if cells:
                 best = max(cells, key=lambda name: cells[name]["mean"])
-                lines.append([env, *(_cell(cells.get(name), name == best) for name in config.planners)])
+                label = f"{env} (E)" if env in returns.EULER else env
+                lines.append([label, *(_cell(cells.get(name), name == best) for name in config.planners)])
         if lines:
             parts.append(f"{budget:,} simulated steps per control step:\n")
             parts.append(table(("env", *config.planners), lines) + "\n")
     if not parts:
         return ""
-    parts.append("`n` is the number of seeds that have run; the best mean of a row is bold.")
+    parts.append(
+        "`n` is the number of seeds that have run; the best mean of a row is bold. (E): planned on the Euler "
+        "integrator, which costs a quarter of the RK4 that the environment itself keeps."
+    )
     parts += ["", "Expected was iCEM > CEM > random shooting at equal simulated steps. Measured:", ""]
     for env in returns.LARGE_ENVS:
         for budget in config.budgets:
@@ -276,6 +280,20 @@ def explorers() -> str:
     )
 
 
+def mppi_speed() -> str:
+    result = next(iter(load("mppi_speed.json")), None)
+    if result is None:
+        return ""
+    rows = (
+        (kind, name, *cells(side))
+        for kind, case in result["cases"].items()
+        for name, side in case["sides"].items()
+    )
+    head = ("network", "side", "median, s", "times faster", "TFLOP/s", "return of the plan")
+    machine = result["machine"]
+    return table(head, rows) + f"\n\n{machine['cpu']}, {machine['cores']} cores, load {machine['load']}."
+
+
 def robots() -> str:
     cases: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of each case, those with equal settings
     for result in [*load("legged/*.json"), *load("robots/*.json")]:
@@ -386,6 +404,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "endurance": endurance,
     "sample-efficiency": sample_efficiency,
     "pets-speed": pets_speed,
+    "mppi-speed": mppi_speed,
     "honest-uncertainty": honest_uncertainty,
     "likelihood": likelihood,
     "trap": trap,
