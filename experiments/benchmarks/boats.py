@@ -7,6 +7,7 @@ on where it is, so a model is a map of the currents and a picture shows what it 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def inwards(p: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Boat:
+class Boat(ABC):
     """Dynamics without the current; `noise` is the deviation of the random drift of a real step."""
 
     noise: float = 0.01
@@ -46,9 +47,9 @@ class Boat:
     nu: int = 2
     ny: int = 2
 
+    @abstractmethod
     def current(self, p: Tensor) -> Tensor:
         """(..., 2) velocity at p (..., 2)."""
-        raise NotImplementedError
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
         thrust = u / distance(u).unsqueeze(-1).clamp(min=1.0)
