@@ -9,12 +9,13 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
-from mbrl.models.propagation import Propagation
+from mbrl.models.lifted import Lifted, LiftedDraw
+from mbrl.models.propagation import Draw
 from mbrl.protocols import Cost, Dynamics
 
 
 @dataclass(frozen=True)
-class WithDisagreement:
+class WithDisagreement(Lifted):
     """Dynamics with one number more in x and y: how much the members disagreed on the step just taken.
 
     It is the standard deviation of the members' mean answers, each in standard deviations of the
@@ -27,7 +28,6 @@ class WithDisagreement:
             costs +inf. For a penalty instead, let the problem terminate there, at a termination cost.
     """
 
-    way: Propagation
     limit: float = math.inf
 
     def __post_init__(self) -> None:
@@ -36,44 +36,22 @@ class WithDisagreement:
         if not self.limit > 0:
             raise ContractError(f"WithDisagreement needs a limit above 0, but got {self.limit}.")
 
-    @property
-    def nx(self) -> int:
-        return self.way.nx + 1
-
-    @property
-    def ny(self) -> int:
-        return self.way.ny + 1
-
-    @property
-    def nu(self) -> int:
-        return self.way.nu
-
-    @property
-    def dt(self) -> float:
-        return self.way.dt
-
-    def output(self, x: Tensor) -> Tensor:
-        return x
-
     def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
         return _Disagreeing(self, self.way.realize(shape, horizon, generator=generator))
 
 
-class _Disagreeing:
+class _Disagreeing(LiftedDraw):
     """A draw that also tells the disagreement."""
 
-    def __init__(self, user: WithDisagreement, draw: Dynamics):
-        self.nx, self.nu, self.ny, self.dt = user.nx, user.nu, user.ny, user.dt
-        self._way, self._limit, self._draw = user.way, user.limit, draw
-
-    def output(self, x: Tensor) -> Tensor:
-        return x
+    def __init__(self, user: WithDisagreement, draw: Draw):
+        super().__init__(user, draw)
+        self._model, self._limit = user.way.model, user.limit
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
         y = x[..., :-1]
-        y_next = self._draw.step(y, u, k)
+        y_next = self.draw.step(y, u, k)
         rows = y_next.shape[:-1]
-        model = self._way.model
+        model = self._model
         flat = [v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (y, u)]
         said = model.predict(*flat).change / model.target_scale[: model.np]
         d = said.var(0, correction=0).mean(-1).sqrt().reshape(*rows, 1).to(y_next)

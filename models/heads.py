@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
-from mbrl.models.propagation import Draw, Propagation
+from mbrl.models.lifted import Lifted, LiftedDraw
+from mbrl.models.propagation import Propagation
 from mbrl.problem import Box, Problem
 from mbrl.protocols import Dynamics
 
 
 @dataclass(frozen=True)
-class WithHeads:
+class WithHeads(Lifted):
     """Dynamics with two numbers more in x and y: the reward of the step just taken, and the probability of its end.
 
     Both are what the particle's own network says, so that their uncertainty is the ensemble's. An estimator of y
-    is lifted by `mbrl.estimators.Padded(estimator, 2)`. A head that was not learned says 0.
+    is lifted by `mbrl.estimators.Padded(estimator, 2)`. A termination head that was not learned says 0.
+
+    Raises:
+        ContractError: the ensemble does not learn the reward.
     """
 
-    way: Propagation
+    more: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not self.way.model.learns_reward:
@@ -30,41 +34,15 @@ class WithHeads:
                 "WithHeads needs an ensemble that learns the reward, but this one does not: Ensemble(…, reward=True)."
             )
 
-    @property
-    def nx(self) -> int:
-        return self.way.nx + 2
-
-    @property
-    def ny(self) -> int:
-        return self.way.ny + 2
-
-    @property
-    def nu(self) -> int:
-        return self.way.nu
-
-    @property
-    def dt(self) -> float:
-        return self.way.dt
-
-    def output(self, x: Tensor) -> Tensor:
-        return x
-
     def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Dynamics:
         return _Headed(self, self.way.realize(shape, horizon, generator=generator))
 
 
-class _Headed:
+class _Headed(LiftedDraw):
     """A draw that also tells reward and end."""
 
-    def __init__(self, user: WithHeads, draw: Draw):
-        self.nx, self.nu, self.ny, self.dt = user.nx, user.nu, user.ny, user.dt
-        self._draw = draw
-
-    def output(self, x: Tensor) -> Tensor:
-        return x
-
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
-        y_next, reward, end = self._draw.step_and_heads(x[..., :-2], u, k)
+        y_next, reward, end = self.draw.step_and_heads(x[..., :-2], u, k)
         nothing = torch.zeros_like(y_next[..., 0])
         heads = torch.stack([nothing if head is None else head for head in (reward, end)], -1)
         return torch.cat([y_next, heads], -1)

@@ -13,7 +13,6 @@ from pytorch_mppi import MPPI
 setting = json.loads(sys.argv[1])
 ny, nu = setting["ny"], setting["nu"]
 torch.set_num_threads(setting["threads"])
-torch.manual_seed(setting["seed"])
 act = {"relu": torch.nn.ReLU, "silu": torch.nn.SiLU}[setting["activation"]]
 sizes = [ny + nu, 200, 200, 200, 200, ny]
 layers = []
