@@ -8,8 +8,9 @@ falls less often than planning with the nominal model.
 The small quadruped trots fast on a slippery floor, with few candidates, and follows each plan for 0.1 s.
 With ordinary friction and a plan at every step the same mismatch felled none of 20: feedback hides the
 errors of a model. Speed and friction were chosen by the falls of "no mismatch" and "nominal" alone, before
-any planning over samples was run. The cost of a fall is the same for all; without one, when plans only care for
-speed and posture, all arms fall two to three times as often and the sampled models do not help.
+any planning over samples was run. The cost of a fall, the same for all, and the worst case as the risk were chosen
+after runs on these very plants, in which nothing but speed and posture counted and the sampled models did not help
+significantly: the p values are exploratory. `--seed 1` draws other plants.
 
 All planners meet the same plants and starts. "sampled" minimises the mean cost over the models, "sampled, worst
 case" the largest. "nominal" has as many candidates as they have, "nominal, same work" as many simulated steps; "no
@@ -50,6 +51,8 @@ SCALES = {"body_mass": (0.8, 1.2), "geom_friction": (0.8, 1.2)}
 class Config:
     seeds: int = 100
     """Plants, each with its own mass, friction and start."""
+    seed: int = 0
+    """Of the draws of plants, starts and plans."""
     steps: int = 100
     speed: float = 0.7
     """m/s, faster than the usual command."""
@@ -76,16 +79,16 @@ def slippery(world: World, friction: float) -> World:
 def episodes(config: Config, arm: str) -> dict[str, Any]:
     """All plants at once: one planner call plans for every one of them."""
     world = slippery(make_world("pup-walk", speed=config.speed), config.friction)
-    draws = draw_scales(SCALES, config.seeds, generator=torch.Generator().manual_seed(0))
+    draws = draw_scales(SCALES, config.seeds, generator=torch.Generator().manual_seed(config.seed))
     if arm == "no mismatch":
         draws = [dict.fromkeys(SCALES, 1.0) for _ in draws]
     envs = []
     for seed, draw in enumerate(draws):
         env = world.with_model(scaled_model(world.model, draw)).make()
-        env.reset(seed=seed)
+        env.reset(seed=1_000 * config.seed + seed)
         envs.append(env)
 
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(config.seed + 1)
     dynamics: Any = world.dynamics(threads=config.threads, model=world.planning_model)
     candidates, particles = config.candidates, 1
     if arm.startswith("sampled"):
