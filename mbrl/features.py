@@ -62,9 +62,15 @@ class Features:
 
     def inputs(self, y: Tensor) -> Tensor:
         """What a model sees (..., nf) of y (..., ny)."""
+        return torch.cat(self.seen(y), -1)
+
+    def seen(self, y: Tensor) -> list[Tensor]:
+        """`inputs` in parts, for who has more to put beside them."""
+        if len(self._sights) == 1 and not self.hidden and not self.angles:
+            return [y]
         seen = [y[..., part] for kind, part in self._sights if kind == "as it is"]
         angles = [y[..., part] for kind, part in self._sights if kind == "angle"]
-        return torch.cat([*seen, *(a.sin() for a in angles), *(a.cos() for a in angles)], -1)
+        return [*seen, *(a.sin() for a in angles), *(a.cos() for a in angles)]
 
     def targets(self, y: Tensor, y_next: Tensor) -> Tensor:
         """What a model should answer (..., n) where y (..., ny) became y_next (..., ny)."""
@@ -87,7 +93,7 @@ class Features:
                 new = said if kind == "absolute" else new + said
                 start = stop
             parts.append(new / new.norm(dim=-1, keepdim=True) if kind.startswith("unit") else new)
-        return torch.cat(parts, -1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def linearize(self, y: Tensor, answer: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of y_next of n models: (n, B, ny, ny) by y (B, ny) and (n, B, ny, nu) by u (B, nu).

@@ -77,21 +77,20 @@ def evaluate(
     total = torch.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
     survival: Tensor | None = None  # probability of having survived; None while it is 1 for all
     diverged = torch.zeros_like(total, dtype=torch.bool)
+    seen = torch.zeros_like(total)  # sum of every y on the way, finite only if each is
     weight = 1.0
-    for k in range(H):
-        u_k = u[..., k, :]
+    for k, u_k in enumerate(u.unbind(-2)):
         x_next = dynamics.step(x, u_k, k)
         y_next = dynamics.output(x_next)
-        # A sum is finite only if its terms are: one pass instead of isfinite().all(-1).
-        lost = ~torch.isfinite(y_next.sum(-1))
-        diverged |= lost if survival is None else lost & (survival > 0)
+        met = y_next.sum(-1)
+        seen = seen + (met if survival is None else torch.where(survival > 0, met, 0.0))
         stage = problem.cost.stage(y, u_k, y_next, k, _params(problem, k))
         if getattr(stage, "shape", None) != total.shape:
             raise ContractError(
                 f"The stage cost of {_name(problem)} must have the shape of its inputs without the last axis, "
                 f"{tuple(total.shape)}, but it returned {_shape(stage)}."
             )
-        total = total + _weigh(stage, weight, survival)
+        total = _add(total, stage, weight, survival)
         if problem.terminated is not None:
             end = problem.terminated(y_next)
             if getattr(end, "shape", None) != total.shape:
@@ -106,7 +105,7 @@ def evaluate(
                 # A NaN probability would end the row at no further cost.
                 diverged |= (before > 0) & torch.isnan(end)
                 if problem.termination_cost:
-                    total = total + _weigh(end * problem.termination_cost, weight, before)
+                    total = _add(total, end * problem.termination_cost, weight, before)
                 survival = torch.where(before > 0, before * (1.0 - end), 0.0)
                 if not (keep_states or x_next.requires_grad):
                     # Rows that ended are retired: simulators skip rows that are not finite.
@@ -126,7 +125,8 @@ def evaluate(
                 f"inputs without the last axis, {tuple(total.shape)}, but one returned {_shape(end)}."
             )
     terminal = torch.stack(ends).sum(0)
-    total = total + _weigh(terminal, weight, survival)
+    total = _add(total, terminal, weight, survival)
+    diverged |= ~torch.isfinite(seen)
     total = torch.where(diverged | ~torch.isfinite(total), torch.inf, total)
     kept = None
     if states is not None:
@@ -140,9 +140,11 @@ def evaluate(
     return Evaluation(total, diverged.to(total.dtype), kept)
 
 
-def _weigh(cost: Tensor, weight: float, survival: Tensor | None) -> Tensor:
-    """weight · survival · cost, but 0 where survival is 0: there the cost may be NaN."""
-    return weight * cost if survival is None else torch.where(survival > 0, weight * survival * cost, 0.0)
+def _add(total: Tensor, cost: Tensor, weight: float, survival: Tensor | None) -> Tensor:
+    """total + weight · survival · cost, without the cost where survival is 0: there it may be NaN."""
+    if survival is not None:
+        cost = torch.where(survival > 0, survival * cost, 0.0)
+    return torch.add(total, cost, alpha=weight)
 
 
 def _params(problem: Problem[Any, Any, Any], k: int) -> Tensor | None:

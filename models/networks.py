@@ -15,10 +15,12 @@ from mbrl.errors import UnknownName
 Activation = Literal["silu", "relu", "tanh"]
 
 
-def activate(z: Tensor, activation: Activation) -> Tensor:
+def activate(z: Tensor, activation: Activation, *, inplace: bool = False) -> Tensor:
     if activation == "silu":
-        return F.silu(z)
-    return torch.relu(z) if activation == "relu" else torch.tanh(z)
+        return F.silu(z, inplace=inplace)
+    if activation == "relu":
+        return F.relu(z, inplace=inplace)
+    return z.tanh_() if inplace else torch.tanh(z)
 
 
 def slope(z: Tensor, activation: Activation) -> Tensor:

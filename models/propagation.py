@@ -152,6 +152,24 @@ def flat_rows(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     return y, u, rows
 
 
+@dataclass(frozen=True)
+class _Shares:
+    """Which network each of N particles follows.
+
+    Attributes:
+        lead: how many leading axes of the rows the particles take.
+        count: N.
+        order, back: (N,), the particles by network, and the way back.
+        sizes: of each network's share.
+    """
+
+    lead: int
+    count: int
+    order: Tensor
+    back: Tensor
+    sizes: list[int]
+
+
 class Draw:
     """Dynamics without randomness, drawn from an ensemble. A row whose state is not finite stays so.
 
@@ -166,6 +184,8 @@ class Draw:
         self.nx, self.nu, self.ny, self.dt = model.nx, model.nu, model.ny, model.dt
         self._model, self._dtype = model, way.dtype or model.input_mean.dtype
         self._members, self._noise = members, noise
+        self._shares: dict[tuple[int, tuple[int, ...]], _Shares] = {}
+        self._mean, self._slope = model.input_mean, 1 / model.input_scale
         self._layers = {int(e): _folded(model, int(e), self._dtype) for e in set(members.flatten().tolist())}
         # exp of the soft bounds: log σ² between them is σ² = e^min + 1 / (e^-max + e^-raw), written without softplus.
         scale = (model.target_scale * model.temperature)[: model.np]
@@ -188,33 +208,38 @@ class Draw:
         """
         model, k = self._model, int(k)
         rows = np.broadcast_shapes(x.shape[:-1], u.shape[:-1], self._members.shape[1:])  # torch takes 0.1 ms
-        member, lead = self._shares(self._members[min(k, len(self._members) - 1)], rows)
-        y = x.expand(*rows, -1).reshape(len(member), -1, self.ny)
-        u = u.expand(*rows, -1).reshape(len(member), -1, self.nu)
-        z = model.inputs(y, u).to(self._dtype)
+        shares = self._shares_of(min(k, len(self._members) - 1), rows)
+        y = x.expand(*rows, -1).reshape(shares.count, -1, self.ny)
+        u = u.to(y).expand(*rows, -1).reshape(shares.count, -1, self.nu)
+        z = torch.cat([*model.features.seen(y), u], -1).to(self._mean)
+        z = z.sub_(self._mean).mul_(self._slope).to(self._dtype)  # as Ensemble.inputs, but in place
         if len(self._layers) == 1:
             out = self._forward(next(iter(self._layers)), z)
         else:  # one network after the other, so that its rows stay in the cache from layer to layer
-            order = member.argsort()
-            shares = torch.bincount(member, minlength=model.members).tolist()
-            parts = torch.split(z[order], shares)
+            parts = torch.split(z[shares.order], shares.sizes)
             out = torch.cat([self._forward(e, part) for e, part in enumerate(parts) if len(part)])
-            out = out[order.argsort()]
+            out = out[shares.back]
         target = out[..., : model.np]
         if self._noise is not None:
             raw = out[..., model.nt : model.nt + model.np]
             std = (self._low + 1 / (self._high + torch.exp(-raw))).sqrt_() * self._scale
-            target = target + std * self._spread(self._noise[k], rows, lead)
+            target = target + std * self._spread(self._noise[k], rows, shares.lead)
         y_next = model.features.advance(y, target.to(y)).reshape(*rows, self.ny)
         reward = out[..., model.np].to(y).reshape(rows) if model.learns_reward else None
         end = torch.sigmoid(out[..., -1]).to(y).reshape(rows) if model.learns_termination else None
         return y_next, reward, end
 
-    def _shares(self, member: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, int]:
-        """The network of each particle (N,), and how many leading axes of `rows` the particles take."""
-        member = member.reshape((1,) * (len(rows) - member.ndim) + tuple(member.shape))
-        lead = max((i + 1 for i, n in enumerate(member.shape) if n > 1), default=0)
-        return member.reshape(member.shape[:lead]).expand(rows[:lead]).reshape(-1), lead
+    def _shares_of(self, k: int, rows: tuple[int, ...]) -> _Shares:
+        """Who is whose at entry k of `members`, worked out once where the particles keep their networks."""
+        if (k, rows) not in self._shares:
+            member = self._members[k]
+            member = member.reshape((1,) * (len(rows) - member.ndim) + tuple(member.shape))
+            lead = max((i + 1 for i, n in enumerate(member.shape) if n > 1), default=0)
+            member = member.reshape(member.shape[:lead]).expand(rows[:lead]).reshape(-1)
+            order = member.argsort()
+            sizes = torch.bincount(member, minlength=self._model.members).tolist()
+            self._shares[k, rows] = _Shares(lead, len(member), order, order.argsort(), sizes)
+        return self._shares[k, rows]
 
     def _spread(self, noise: Tensor, rows: tuple[int, ...], lead: int) -> Tensor:
         """Noise (N, 1, np) of (*shape, np)."""
@@ -227,7 +252,8 @@ class Draw:
         *hidden, (weight, bias) = self._layers[e]
         activation, h = self._model.net.activation, z.reshape(-1, z.shape[-1])
         for w, b in hidden:
-            h = activate(torch.addmm(b, h, w), activation)
+            h = torch.addmm(b, h, w)
+            h = activate(h, activation, inplace=not h.requires_grad)
         return torch.addmm(bias, h, weight).to(self._scale).reshape(*z.shape[:-1], -1)
 
 
