@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import mujoco
 import mujoco.batch
@@ -17,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.envs.layout import Layout
+from mbrl.envs.tangent import TangentSpace
 from mbrl.errors import ContractError, UnknownName
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -25,6 +27,11 @@ _BAD = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN
 
 # mj_step does not fill these; Gymnasium's environments run mj_rnePostConstraint after it.
 _POST = frozenset({"cfrc_ext", "cfrc_int", "cacc"})
+# Fields that MuJoCo computes with the accelerations, beyond the stage of velocities, or that are inputs.
+_FORCES = _POST | {
+    "qacc", "qacc_warmstart", "qacc_smooth", "qfrc_constraint", "qfrc_inverse", "qfrc_actuator", "qfrc_smooth",
+    "actuator_force", "act_dot", "efc_force", "ctrl", "qfrc_applied", "xfrc_applied", "energy",
+}  # fmt: skip
 
 
 def diverged(data: mujoco.MjData) -> bool:
@@ -86,7 +93,9 @@ class MujocoDynamics:
         self._post = not self._sources.isdisjoint(_POST)
         self._scratch = mujoco.MjData(model)
         self._batch: mujoco.batch.Batch | None = None
+        self._reader: mujoco.batch.Batch | None = None
         self._models: Sequence[mujoco.MjModel] | None = None  # of the rows, where they differ
+        self._tangent = TangentSpace(model)
 
     @property
     def nx(self) -> int:
@@ -104,8 +113,65 @@ class MujocoDynamics:
     def dt(self) -> float:
         return float(self.model.opt.timestep * self.frame_skip)
 
+    @property
+    def ndx(self) -> int:
+        """Size of the tangent space: positions (quaternions as rotation vectors), velocities, activations."""
+        return self._tangent.size
+
+    def retract(self, x: Tensor, dx: Tensor) -> Tensor:
+        """x (..., nx) moved by dx (..., ndx). Derived fields keep their values; see `refreshed`."""
+        return self._tangent.retract(x, dx)
+
+    def difference(self, x: Tensor, y: Tensor) -> Tensor:
+        """The dx (..., ndx) that leads from x to y (..., nx)."""
+        return self._tangent.difference(x, y)
+
+    @cached_property
+    def unrounded(self) -> MujocoDynamics:
+        """The same simulator with actions as they are given, for finite differences."""
+        if self.action_dtype == torch.float64:
+            return self
+        return MujocoDynamics(self.model, self.layout, frame_skip=self.frame_skip, threads=self.threads)
+
     def output(self, x: Tensor) -> Tensor:
         return x[..., self._row :]
+
+    def refreshed(self, x: Tensor) -> Tensor:
+        """x (..., nx) with y's fields as they are at x itself, where after a step they lag by a physics step.
+
+        What depends on accelerations and forces keeps its value, so its derivative by the state is 0.
+        """
+        rows = x.reshape(-1, self.nx)
+        n = len(rows)
+        if self._reader is None or self._reader.nsim < n:  # its own, for a step goes on from what it finds
+            self._reader = mujoco.batch.Batch(self.model, n, self.threads)
+            for name in self._sources:
+                self._reader.bind(name)
+        batch = self._reader
+        torch.from_numpy(batch.state)[:n].copy_(rows[:, : self._row])
+        batch.forward(ids=np.arange(n, dtype=np.int32), stage=int(mujoco.mjtStage.mjSTAGE_VEL))
+        fresh = rows.clone()
+        self.layout.read({name: batch.bind(name) for name in self._sources}, fresh.numpy()[:, self._row :])
+        settled = torch.from_numpy(self._settled)
+        fresh[:, self._row :] = torch.where(settled, fresh[:, self._row :], rows[:, self._row :])
+        fresh[~torch.isfinite(rows).all(-1)] = torch.nan
+        return fresh.reshape(x.shape)
+
+    @cached_property
+    def _settled(self) -> np.ndarray:
+        """(ny,), which numbers of y follow from positions and velocities alone."""
+        sensors = np.repeat(
+            self.model.sensor_needstage <= int(mujoco.mjtStage.mjSTAGE_VEL), self.model.sensor_dim
+        )
+        fields = {}
+        for name in self._sources:
+            shape = np.atleast_1d(getattr(self._scratch, name)).shape
+            fields[name] = np.full((1, *shape), name not in _FORCES)
+        if "sensordata" in fields:
+            fields["sensordata"] = sensors[None]
+        settled = np.zeros((1, self.ny), dtype=bool)
+        self.layout.read(fields, settled)
+        return settled.reshape(-1)
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor = 0) -> Tensor:
         if x.shape[-1] != self.nx or u.shape[-1] != self.nu:

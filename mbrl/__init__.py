@@ -9,6 +9,7 @@ from mbrl.checks import check_dynamics
 from mbrl.collect import Collected, Collector
 from mbrl.data import Replay, Transition
 from mbrl.datasets import Dataset, DatasetWriter, load_dataset
+from mbrl.derivatives import Autodiff, Euclidean, FiniteDifference
 from mbrl.errors import (
     CheckpointError,
     ContractError,
@@ -27,13 +28,15 @@ from mbrl.planner_checks import check_planner
 from mbrl.policies import RandomPolicy
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task, TrainingWorld
+from mbrl.quadratize import Expansion, quadratize
 from mbrl.resumable import Resumable, vectorize
 from mbrl.risk import CVaR, Mean, MeanStd, Optimistic, Risk, Worst
-from mbrl.rollout import Evaluation, evaluate, realize, rollout
+from mbrl.rollout import Evaluation, evaluate, follow, realize, rollout
 from mbrl.task_checks import check_task
 
 __all__ = [
     "MPC",
+    "Autodiff",
     "Box",
     "CVaR",
     "CheckpointError",
@@ -50,8 +53,11 @@ __all__ = [
     "Dynamics",
     "EnvError",
     "Estimator",
+    "Euclidean",
     "Evaluation",
+    "Expansion",
     "Features",
+    "FiniteDifference",
     "FullState",
     "MPCReport",
     "MbrlError",
@@ -83,9 +89,11 @@ __all__ = [
     "check_planner",
     "check_task",
     "evaluate",
+    "follow",
     "from_task",
     "load_dataset",
     "pack",
+    "quadratize",
     "realize",
     "rollout",
     "unpack",

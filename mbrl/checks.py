@@ -292,4 +292,10 @@ def _check_derivatives(name: str, dynamics: Any, x: Tensor, u: Tensor, tolerance
     compare("fu", fu, lambda d: difference(x_next, dynamics.step(x, u + d, 0)), nu)
     if hasattr(dynamics, "linearize_output"):
         G = dynamics.linearize_output(x)
-        compare("G of linearize_output", G, lambda d: dynamics.output(retract(x, d.expand(len(x), ndx))), ndx)
+        refreshed = getattr(dynamics, "refreshed", lambda moved: moved)
+        compare(
+            "G of linearize_output",
+            G,
+            lambda d: dynamics.output(refreshed(retract(x, d.expand(len(x), ndx)))),
+            ndx,
+        )

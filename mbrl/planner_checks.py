@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mbrl.checks import fail, gap, same
+from mbrl.derivatives import Euclidean
 from mbrl.errors import ContractError, UnsupportedProblem
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Planner, Stochastic
@@ -20,7 +21,7 @@ from mbrl.rollout import evaluate
 
 
 @dataclass(frozen=True)
-class _Plant:
+class _Plant(Euclidean):
     """Two double integrators; NaN where an action exceeds `limit`. x = (p, v)."""
 
     limit: float = torch.inf
@@ -33,6 +34,18 @@ class _Plant:
         p, v = x[..., :2], x[..., 2:]
         x_next = torch.cat([p + self.dt * v + self.dt**2 / 2 * u, v + self.dt * u], -1)
         return torch.where((u > self.limit).any(-1, keepdim=True), torch.nan, x_next)
+
+    def linearize(self, x: Tensor, u: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        one, none = torch.eye(2).to(x), torch.zeros(2, 2).to(x)
+        fx = torch.cat([torch.cat([one, self.dt * one], 1), torch.cat([none, one], 1)])
+        fu = torch.cat([self.dt**2 / 2 * one, self.dt * one])
+        return fx.expand(*x.shape[:-1], 4, 4), fu.expand(*x.shape[:-1], 4, 2)
+
+    def curvature(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:-1], 4, 6, 6)
+
+    def curvature_output(self, x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:-1], 4, 4, 4)
 
     def output(self, x: Tensor) -> Tensor:
         return x

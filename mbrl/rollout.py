@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +40,13 @@ class Evaluation:
         cost: (M, B); +inf where a candidate diverged or its cost is not finite.
         diverged: (M, B) share of particles that left the finite numbers.
         states: (M, B, H+1, nx) of particle 0, or None.
+        actions: (M, B, H, nu) that were taken, of particle 0, where the states are kept.
     """
 
     cost: Tensor
     diverged: Tensor
     states: Tensor | None = None
+    actions: Tensor | None = None
 
 
 def evaluate(
@@ -55,7 +58,7 @@ def evaluate(
     particles: int = 1,
     keep_states: bool = False,
 ) -> Evaluation:
-    """Scores candidates: particles, discount, termination, terminal terms and risk.
+    """Scores candidate plans: particles, discount, termination, terminal terms and risk.
 
     cost = risk_p Σₖ γᵏ sₖ ℓ(yₖ, uₖ, yₖ₊₁) + …   with sₖ the probability of having survived until step k.
 
@@ -71,15 +74,37 @@ def evaluate(
     if particles > 1:
         x = x.expand(particles, M, B, -1)
         u = u.expand(particles, M, B, H, -1)
+    steps = u.unbind(-2)
+    return follow(problem, dynamics, x, lambda k, x: steps[k], horizon=H, keep_states=keep_states)
+
+
+def follow(
+    problem: Problem[Any, Any, Any],
+    dynamics: Dynamics,
+    x: Tensor,
+    control: Callable[[int, Tensor], Tensor],
+    *,
+    horizon: int,
+    keep_states: bool = False,
+) -> Evaluation:
+    """`evaluate` of a policy instead of plans.
+
+    Args:
+        x: (M, B, nx), or (P, M, B, nx) for P particles.
+        control: u (..., nu) at step k in the states x (..., nx).
+        horizon: H, in steps.
+    """
+    particles = x.shape[0] if x.ndim == 4 else 1
     y = dynamics.output(x)
-    states = [x] if keep_states else None
+    states, actions = [x], []
 
     total = torch.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
     survival: Tensor | None = None  # probability of having survived; None while it is 1 for all
     diverged = torch.zeros_like(total, dtype=torch.bool)
     seen = torch.zeros_like(total)  # sum of every y on the way, finite only if each is
     weight = 1.0
-    for k, u_k in enumerate(u.unbind(-2)):
+    for k in range(horizon):
+        u_k = control(k, x)
         x_next = dynamics.step(x, u_k, k)
         y_next = dynamics.output(x_next)
         met = y_next.sum(-1)
@@ -112,10 +137,11 @@ def evaluate(
                     x_next = torch.where((survival > 0)[..., None], x_next, torch.nan)
         weight *= problem.discount
         x, y = x_next, y_next
-        if states is not None:
+        if keep_states:
             states.append(x)
+            actions.append(u_k)
 
-    ends = [problem.cost.terminal(y, _params(problem, H))]
+    ends = [problem.cost.terminal(y, _params(problem, horizon))]
     if problem.terminal_value is not None:
         ends.append(problem.terminal_value(x))
     for end in ends:
@@ -128,16 +154,16 @@ def evaluate(
     total = _add(total, terminal, weight, survival)
     diverged |= ~torch.isfinite(seen)
     total = torch.where(diverged | ~torch.isfinite(total), torch.inf, total)
-    kept = None
-    if states is not None:
-        kept = torch.stack(states, -2)
-        kept = kept[0] if particles > 1 else kept
+    kept: tuple[Tensor, ...] = ()
+    if keep_states:
+        kept = (torch.stack(states, -2), torch.stack(actions, -2))
+        kept = tuple(rows[0] for rows in kept) if particles > 1 else kept
     if particles > 1:
         cost = problem.risk(total)
         # A risk such as mean − κ·std would turn inf into NaN.
         cost = torch.where(torch.isinf(total).any(0) | torch.isnan(cost), torch.inf, cost)
-        return Evaluation(cost, diverged.to(cost.dtype).mean(0), kept)
-    return Evaluation(total, diverged.to(total.dtype), kept)
+        return Evaluation(cost, diverged.to(cost.dtype).mean(0), *kept)
+    return Evaluation(total, diverged.to(total.dtype), *kept)
 
 
 def _add(total: Tensor, cost: Tensor, weight: float, survival: Tensor | None) -> Tensor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from mbrl.derivatives import Euclidean, flat_rows
 from mbrl.errors import ContractError
 from mbrl.features import Features
 from mbrl.models.ensemble import mean_and_scale
-from mbrl.models.propagation import Euclidean, flat_rows
 from mbrl.models.training import check_data
 from mbrl.protocols import Dynamics
 
@@ -48,7 +48,7 @@ class LinearModel(Euclidean, nn.Module):
                 f"A LinearModel needs ny and nu ≥ 1, dt > 0 s, ridge ≥ 0 and features for ny, but got {ny}, {nu}, "
                 f"{dt}, {ridge} and features for {features.ny}."
             )
-        self.nx = self.ndx = self.ny = ny
+        self.nx = self.ny = ny
         self.nu, self.dt, self.ridge = nu, float(dt), ridge
         self.np = len(features.predicted)
         nz = features.inputs(torch.zeros(ny)).shape[-1] + nu

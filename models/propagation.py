@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from mbrl.derivatives import Euclidean, flat_rows
 from mbrl.errors import ContractError
 from mbrl.models.networks import activate
 
@@ -114,26 +115,9 @@ class MomentMatching(Propagation):
         return Matched(self, members, _noise(self.model, shape, horizon, generator), again)
 
 
-class Euclidean:
-    """The tangent space of a state that is y itself, a vector of numbers."""
-
-    def linearize_output(self, x: Tensor) -> Tensor:
-        return torch.eye(x.shape[-1]).to(x).expand(*x.shape, -1)
-
-    def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        return y - x
-
-    def retract(self, x: Tensor, dx: Tensor) -> Tensor:
-        return x + dx
-
-
 @dataclass(frozen=True)
 class MeanDynamics(_Sized, Euclidean):
     """The mean of the members' means: deterministic, and differentiable in closed form."""
-
-    @property
-    def ndx(self) -> int:
-        return self.ny
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
         y, u, rows = flat_rows(x, u)
@@ -143,13 +127,6 @@ class MeanDynamics(_Sized, Euclidean):
         y, u, rows = flat_rows(x, u)
         fx, fu = (f.mean(0) for f in self.model.linearize(y, u))
         return fx.reshape(*rows, self.ny, self.ny), fu.reshape(*rows, self.ny, self.nu)
-
-
-def flat_rows(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """x and u broadcast and in one row of rows, and the leading shape they had."""
-    rows = np.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-    y, u = (v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (x, u))
-    return y, u, rows
 
 
 @dataclass(frozen=True)

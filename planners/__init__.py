@@ -3,6 +3,7 @@
 from mbrl.planners.cem import CEM
 from mbrl.planners.cma_es import CMAES
 from mbrl.planners.icem import ICEM
+from mbrl.planners.ilqr import DDP, ILQR, ILQRState
 from mbrl.planners.mppi import MPPI
 from mbrl.planners.predictive_sampling import PredictiveSampling
 from mbrl.planners.random_shooting import RandomShooting
@@ -11,8 +12,11 @@ from mbrl.planners.sampling import SamplingPlanner, SamplingState
 __all__ = [
     "CEM",
     "CMAES",
+    "DDP",
     "ICEM",
+    "ILQR",
     "MPPI",
+    "ILQRState",
     "PredictiveSampling",
     "RandomShooting",
     "SamplingPlanner",
