@@ -59,7 +59,7 @@ def quadratize(problem: Problem[Any, Any, Any], x: Tensor, u: Tensor, *, exact: 
     G = dynamics.linearize_output(x)
     y = dynamics.output(x)
     ndx, ny = fx.shape[-1], y.shape[-1]
-    weight = _weights(problem, y)
+    weight = weights(problem, y)
 
     # z = (y, u, y_next) as a linear function J of (x, u).
     J = torch.cat(
@@ -152,7 +152,7 @@ def _terminal(
     return (vx, grad(end)(y)), (vxx, hessian(end)(y))
 
 
-def _weights(problem: Problem[Any, Any, Any], y: Tensor) -> Tensor:
+def weights(problem: Problem[Any, Any, Any], y: Tensor) -> Tensor:
     """γᵏ times the probability of having survived until step k, (M, H+1), along y (M, H+1, ny)."""
     weight = problem.discount ** torch.arange(y.shape[1]).to(y)
     weight = weight.expand(len(y), -1)

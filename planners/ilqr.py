@@ -13,10 +13,10 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, UnsupportedProblem, require
+from mbrl.horizon import Policy, Rollout, horizon_of
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
-from mbrl.quadratize import Expansion, quadratize
-from mbrl.rollout import Evaluation, follow
+from mbrl.quadratize import Expansion
 
 STATUS = (
     "the iterations ran out",
@@ -194,6 +194,7 @@ class _Search:
 
     def __init__(self, planner: ILQR, problem: Problem[Any, Any, Box], x0: Tensor, state: ILQRState):
         self.planner, self.problem, self.x0, self.given = planner, problem, x0, state
+        self.horizon = horizon_of(problem)
         M, H, nu = state.actions.shape
         self.u, self.x, self.K = state.actions.clone(), state.states.clone(), state.K.clone()
         self.k = x0.new_zeros(M, H, nu)
@@ -203,8 +204,6 @@ class _Search:
         self.iterations = torch.zeros(M, dtype=torch.long)
         self.slope = x0.new_full((M,), torch.nan)
         self.costs: list[Tensor] = []
-        self.expansion: Expansion | None = None  # of the rows `expanded`
-        self.stale = torch.ones(M, dtype=torch.bool)
         self.low, self.high = problem.actions.low.to(x0), problem.actions.high.to(x0)
         self.alphas = (
             torch.logspace(0, -3, planner.line_search).to(x0) if planner.line_search > 1 else x0.new_ones(1)
@@ -218,16 +217,15 @@ class _Search:
     def begin(self) -> None:
         """The trajectory to start from: the given controls with or without feedback, or less of them."""
         every = torch.arange(len(self.x0))
-        self._keep(every, self._roll(every, self.x0.new_tensor([0.0]), self.x0.new_tensor([0.0, 1.0])))
-        lost = torch.isinf(self.cost)
-        if lost.any():
-            rows = lost.nonzero()[:, 0]
-            middle = self.problem.actions.clip(torch.zeros_like(self.u[rows]))
-            shares = self.alphas[:, None, None]
-            u = (middle[:, None] + shares * (self.u[rows] - middle)[:, None]).movedim(1, 0)
-            best = [self._play(rows, part) for part in u]
-            for result in best:
-                self._keep(rows[torch.isinf(self.cost[rows])], _rows(result, torch.isinf(self.cost[rows])))
+        self._keep(every, self._roll(every, self.x0.new_zeros(2), self.x0.new_tensor([0.0, 1.0])))
+        lost = torch.isinf(self.cost).nonzero()[:, 0]
+        if len(lost):  # α from 1 to 0 leads from the given controls to none
+            middle = self.problem.actions.clip(torch.zeros_like(self.u[lost]))
+            self.k[lost], self.u[lost] = self.u[lost] - middle, middle
+            self._keep(lost, self._roll(lost, self.alphas, self.x0.new_zeros(len(self.alphas))))
+            self.k[lost] = 0.0
+            nowhere = torch.isinf(self.cost)
+            self.u[nowhere] = self.given.actions[nowhere]
         self.status[torch.isinf(self.cost)] = 4
         self.costs.append(self.cost.clone())
 
@@ -252,9 +250,7 @@ class _Search:
         self.costs.append(self.cost.clone())
 
     def _expand(self, rows: Tensor) -> Expansion:
-        return quadratize(
-            _problem_of(self.problem, rows), self.x[rows], self.u[rows], exact=self.planner.exact
-        )
+        return self.horizon.expand(self.x[rows], self.u[rows], rows, exact=self.planner.exact)
 
     def _backward(self, rows: Tensor, expansion: Expansion) -> Tensor:
         """Gains of the rows, at the first damping at which their sweep succeeds; returns (n, 2), see `backward`."""
@@ -299,7 +295,7 @@ class _Search:
 
     def _forward(self, rows: Tensor, gain: Tensor) -> None:
         """Line search: the cheapest of all α is kept if it is cheap enough."""
-        result = self._roll(rows, self.alphas, self.x0.new_ones(1))
+        result = self._roll(rows, self.alphas, torch.ones_like(self.alphas))
         cost = result.cost
         expected = -(self.alphas * gain[:, :1] + self.alphas**2 * gain[:, 1:])
         fall = self.cost[rows, None] - cost
@@ -317,36 +313,14 @@ class _Search:
         self.status[rows[settled]] = 1
         self._raise(rows[~found & ~settled])
 
-    def _roll(self, rows: Tensor, alphas: Tensor, feedback: Tensor) -> Evaluation:
-        """The closed loop from x0 for each α (or each share of feedback), (n, B)."""
-        x, u, k, K = (v[rows, None] for v in (self.x, self.u, self.k, self.K))
-        dynamics = self.problem.dynamics
-        B = max(len(alphas), len(feedback))
-        a, f = alphas[None, :, None], feedback[None, :, None]
-        own = getattr(dynamics, "difference", None)
+    def _roll(self, rows: Tensor, alphas: Tensor, feedback: Tensor) -> Rollout:
+        """The closed loop from x0 for each α and share of feedback, (n, B)."""
+        policy = Policy(self.x[rows], self.u[rows], self.k[rows], self.K[rows], self.low, self.high)
+        self.model_steps += len(rows) * len(alphas) * self.u.shape[1]
+        return self.horizon.roll(self.x0[rows], policy, alphas, feedback, rows)
 
-        def control(t: int, now: Tensor) -> Tensor:
-            there = x[:, :, t].expand_as(now)
-            dx = now - there if own is None else own(there, now)
-            free = u[:, :, t] + a * k[:, :, t] + f * (K[:, :, t] @ dx[..., None])[..., 0]
-            return torch.maximum(torch.minimum(free, self.high), self.low)
-
-        start = self.x0[rows, None].expand(-1, B, -1)
-        H = u.shape[2]
-        self.model_steps += len(rows) * B * H
-        return follow(_problem_of(self.problem, rows), dynamics, start, control, horizon=H, keep_states=True)
-
-    def _play(self, rows: Tensor, u: Tensor) -> Evaluation:
-        """The controls u (n, H, nu) without feedback."""
-        start = self.x0[rows, None]
-        return follow(
-            _problem_of(self.problem, rows), self.problem.dynamics, start, lambda t, x: u[:, None, t],
-            horizon=u.shape[1], keep_states=True,
-        )  # fmt: skip
-
-    def _keep(self, rows: Tensor, result: Evaluation, which: Tensor | None = None) -> None:
+    def _keep(self, rows: Tensor, result: Rollout, which: Tensor | None = None) -> None:
         """Take over candidate `which` (n,) of each row, the cheapest unless given, where it is finite."""
-        assert result.states is not None and result.actions is not None
         which = result.cost.argmin(1) if which is None else which
         pick = torch.arange(len(rows)), which
         cost = result.cost[pick]
@@ -400,9 +374,8 @@ class _Search:
         )
 
 
-def _rows(result: Evaluation, rows: Tensor) -> Evaluation:
-    assert result.states is not None and result.actions is not None
-    return Evaluation(result.cost[rows], result.diverged[rows], result.states[rows], result.actions[rows])
+def _rows(result: Rollout, rows: Tensor) -> Rollout:
+    return Rollout(result.cost[rows], result.states[rows], result.actions[rows])
 
 
 def _select(expansion: Expansion, rows: Tensor) -> Expansion:
@@ -414,13 +387,6 @@ def _finite(expansion: Expansion) -> Tensor:
     """(M,), whether every derivative is finite."""
     fields = (getattr(expansion, f.name) for f in dataclasses.fields(expansion))
     return torch.stack([torch.isfinite(v.flatten(1).sum(1)) for v in fields if v is not None]).all(0)
-
-
-def _problem_of(problem: Problem[Any, Any, Any], rows: Tensor) -> Problem[Any, Any, Any]:
-    """The problem of some of the M rows: their parameters."""
-    if problem.params is None or problem.params.ndim == 2:
-        return problem
-    return dataclasses.replace(problem, params=problem.params[rows])
 
 
 def _array(v: Tensor) -> Any:
