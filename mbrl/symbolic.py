@@ -341,7 +341,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("diagonal", "diagonal_copy"), lambda a, offset=0, dim1=0, dim2=1: np.diagonal(a, offset, dim1, dim2)),
     "cat": lambda parts, dim=0: np.concatenate(parts, dim),
     "stack": lambda parts, dim=0: np.stack(parts, dim),
-    "roll": lambda a, shifts, dims=(): np.roll(a, shifts, tuple(dims)),
+    "roll": lambda a, shifts, dims=(): np.roll(a, shifts, tuple(dims) or None),
     "flip": lambda a, dims: np.flip(a, tuple(dims)),
     "index": _index,
     **dict.fromkeys(("clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "lift_fresh", "to", "contiguous"), lambda a: a),
