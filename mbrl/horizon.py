@@ -82,16 +82,16 @@ class TorchHorizon:
             return torch.maximum(torch.minimum(free, policy.high), policy.low)
 
         start = x0[:, None].expand(-1, len(alpha), -1)
-        problem = _problem_of(self.problem, rows)
+        problem = problem_of(self.problem, rows)
         result = follow(problem, problem.dynamics, start, control, horizon=u.shape[2], keep_states=True)
         assert result.states is not None and result.actions is not None
         return Rollout(result.cost, result.states, result.actions)
 
     def expand(self, x: Tensor, u: Tensor, rows: Tensor, *, exact: bool) -> Expansion:
-        return quadratize(_problem_of(self.problem, rows), x, u, exact=exact)
+        return quadratize(problem_of(self.problem, rows), x, u, exact=exact)
 
 
-def _problem_of(problem: Problem[Any, Any, Any], rows: Tensor) -> Problem[Any, Any, Any]:
+def problem_of(problem: Problem[Any, Any, Any], rows: Tensor) -> Problem[Any, Any, Any]:
     """The problem of some of the M rows: their parameters."""
     if problem.params is None or problem.params.ndim == 2:
         return problem

@@ -1,5 +1,6 @@
 """Planners: frozen dataclasses of hyper-parameters that turn a Problem into a Plan."""
 
+from mbrl.planners.augmented_lagrangian import AugmentedLagrangian
 from mbrl.planners.cem import CEM
 from mbrl.planners.cma_es import CMAES
 from mbrl.planners.icem import ICEM
@@ -16,6 +17,7 @@ __all__ = [
     "ICEM",
     "ILQR",
     "MPPI",
+    "AugmentedLagrangian",
     "ILQRState",
     "PredictiveSampling",
     "RandomShooting",

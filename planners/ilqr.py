@@ -26,6 +26,7 @@ STATUS = (
     "no trajectory to start from stays finite",
 )
 _FACTOR, _LEAST, _MOST = 1.6, 1e-6, 1e10  # of the schedule of the damping λ
+_GOOD = 0.25  # share of the expected improvement at which the full step is taken without trying others
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class ILQR:
     """A local optimum by sweeps of LQR about the last trajectory, within box limits, with feedback gains.
 
     Backward, δu = k + K δx minimises a quadratic model of the cost-to-go; forward, the controls
-    clip(ū + α k + K (x ⊖ x̄)) are tried for all α at once, and the cheapest is kept if the cost falls by more than
-    `min_ratio` of what the model expects. Damping λ starts at 0, rises where Quu is not positive definite or no α
+    clip(ū + α k + K (x ⊖ x̄)) are tried with α = 1 and, where that disappoints, with all α at once; the cheapest is
+    kept if the cost falls by more than `min_ratio` of what the model expects. Damping λ starts at 0, rises where Quu is not positive definite or no α
     helps (the derivatives are kept then), and falls after each success. Needs `linearize`, `linearize_output` and,
     on manifolds, `retract` and `difference`.
 
@@ -67,7 +68,7 @@ class ILQR:
 
     Reference: Tassa, Erez & Todorov 2012, "Synthesis and stabilization of complex behaviors through online
         trajectory optimization"; Tassa, Mansard & Todorov 2014, "Control-limited differential dynamic programming".
-    Differs: λ starts at 0; all α in one batch; many problems at once.
+    Differs: λ starts at 0; the best of all α in one batch instead of the first that will do; many problems at once.
     """
 
     iterations: int = 100
@@ -116,7 +117,8 @@ class ILQR:
             require(name, "dynamics", dynamics, ("curvature", "curvature_output"), remedy)
         if problem.constraints:
             raise UnsupportedProblem(
-                f"{name} has no state constraints; put them into the cost, as a penalty."
+                f"{name} does not hold constraints. Put it into a planner that does: "
+                f"AugmentedLagrangian(inner={name}())."
             )
 
     def init(
@@ -294,24 +296,29 @@ class _Search:
         return gain
 
     def _forward(self, rows: Tensor, gain: Tensor) -> None:
-        """Line search: the cheapest of all α is kept if it is cheap enough."""
-        result = self._roll(rows, self.alphas, torch.ones_like(self.alphas))
-        cost = result.cost
-        expected = -(self.alphas * gain[:, :1] + self.alphas**2 * gain[:, 1:])
-        fall = self.cost[rows, None] - cost
-        enough = (fall > 0) & (fall >= self.planner.min_ratio * expected) & torch.isfinite(cost)
-        best = torch.where(enough, cost, torch.inf).argmin(1)
-        found = enough.any(1)
-        pick = torch.arange(len(rows)), best
-        at = rows[found]
-        small = fall[pick] <= self.planner.tolerance**2 * self.cost[rows].abs()
-        self._keep(at, _rows(result, found), best[found])
-        self._lower(at)
-        self.status[rows[found & small & (self.damping[rows] < 1e-5)]] = 1
+        """Line search: the full step where it does what is expected of it, else the best of all α."""
+        found = self._try(rows, gain, self.alphas[:1], max(_GOOD, self.planner.min_ratio))
+        rest = ~found
+        if rest.any():
+            found[rest] = self._try(rows[rest], gain[rest], self.alphas, self.planner.min_ratio)
         # At an optimum no step lowers the cost any more, by rounding.
-        settled = ~found & (expected[:, 0] <= 1e-12 * self.cost[rows].abs().clamp(min=1e-300))
+        settled = ~found & (-gain.sum(1) <= 1e-12 * self.cost[rows].abs().clamp(min=1e-300))
         self.status[rows[settled]] = 1
         self._raise(rows[~found & ~settled])
+
+    def _try(self, rows: Tensor, gain: Tensor, alphas: Tensor, ratio: float) -> Tensor:
+        """Take the cheapest α whose cost falls by `ratio` of what is expected; return where there is one, (n,)."""
+        result = self._roll(rows, alphas, torch.ones_like(alphas))
+        before = self.cost[rows]
+        fall = before[:, None] - result.cost
+        expected = -(alphas * gain[:, :1] + alphas**2 * gain[:, 1:])
+        enough = (fall > 0) & (fall >= ratio * expected) & torch.isfinite(result.cost)
+        found, best = enough.any(1), torch.where(enough, result.cost, torch.inf).argmin(1)
+        self._keep(rows[found], _rows(result, found), best[found])
+        small = fall[torch.arange(len(rows)), best] <= self.planner.tolerance**2 * before.abs()
+        self._lower(rows[found])
+        self.status[rows[found & small & (self.damping[rows] < 1e-5)]] = 1
+        return found
 
     def _roll(self, rows: Tensor, alphas: Tensor, feedback: Tensor) -> Rollout:
         """The closed loop from x0 for each α and share of feedback, (n, B)."""

@@ -129,22 +129,19 @@ def swing_up(horizon: int = 40, limit: float = 30.0, **options: Any) -> Problem[
 def test_ddp_converges_quadratically_and_ilqr_linearly() -> None:
     """Near the optimum the error of the cost's slope is squared by DDP, and shrinks by a factor with iLQR."""
     problem, x0 = swing_up(), torch.tensor([[0.3, 0.0]], dtype=torch.float64)
-    rough = solve(ILQR(iterations=200, tolerance=1e-3), problem, x0)
-    assert outcome(rough) == ["converged"]
+    rough = solve(ILQR(iterations=200, tolerance=3e-2), problem, x0)
     exact = solve(DDP(iterations=100, tolerance=1e-13), problem, x0, guess=rough)
 
     def errors(planner: ILQR) -> list[float]:
         costs = solve(planner, problem, x0, guess=rough).info["costs"]
         assert isinstance(costs, Tensor)
-        excess = (costs[0] - exact.cost).clamp(min=0.0)
-        return [float(e) for e in excess.sqrt()]
+        return [float(e) for e in (costs[0] - exact.cost).clamp(min=0.0).sqrt()]
 
-    quick, slow = errors(DDP(iterations=8, tolerance=0.0)), errors(ILQR(iterations=8, tolerance=0.0))
-    ratios = [b / a for a, b in pairwise(slow[1:7]) if a > 1e-6]
-    assert quick[3] < 1e-6 < slow[3], (quick, slow)
-    assert max(ratios) < 3 * min(ratios), ratios  # about one factor
-    drops = [b / a for a, b in pairwise(quick) if a > 1e-6]
-    assert drops[-1] < 0.2 * drops[0], drops  # each factor smaller than the one before
+    quick, slow = errors(DDP(iterations=4, tolerance=0.0)), errors(ILQR(iterations=8, tolerance=0.0))
+    constants = [b / a**2 for a, b in pairwise(quick[:3])]
+    assert quick[2] < 1e-6 and max(constants) < 4 * min(constants), quick
+    factors = [b / a for a, b in pairwise(slow)]
+    assert slow[-1] > 1e-5 and max(factors) < 1.1 * min(factors) < 0.6, slow
 
 
 @BOTH
