@@ -5,6 +5,7 @@ from mbrl.planners.cem import CEM
 from mbrl.planners.cma_es import CMAES
 from mbrl.planners.icem import ICEM
 from mbrl.planners.ilqr import DDP, ILQR, ILQRState
+from mbrl.planners.lqr import Filter, Regulator, finite_lqr, infinite_lqr, kalman_filter
 from mbrl.planners.mppi import MPPI
 from mbrl.planners.predictive_sampling import PredictiveSampling
 from mbrl.planners.random_shooting import RandomShooting
@@ -18,9 +19,14 @@ __all__ = [
     "ILQR",
     "MPPI",
     "AugmentedLagrangian",
+    "Filter",
     "ILQRState",
     "PredictiveSampling",
     "RandomShooting",
+    "Regulator",
     "SamplingPlanner",
     "SamplingState",
+    "finite_lqr",
+    "infinite_lqr",
+    "kalman_filter",
 ]
