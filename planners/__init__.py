@@ -3,10 +3,12 @@
 from mbrl.planners.augmented_lagrangian import AugmentedLagrangian
 from mbrl.planners.cem import CEM
 from mbrl.planners.cma_es import CMAES
+from mbrl.planners.gradient_shooting import GradientShooting
 from mbrl.planners.icem import ICEM
 from mbrl.planners.ilqr import DDP, ILQR, ILQRState
 from mbrl.planners.lqr import Filter, Regulator, finite_lqr, infinite_lqr, kalman_filter
 from mbrl.planners.mppi import MPPI
+from mbrl.planners.polish import Polish
 from mbrl.planners.predictive_sampling import PredictiveSampling
 from mbrl.planners.random_shooting import RandomShooting
 from mbrl.planners.sampling import SamplingPlanner, SamplingState
@@ -20,7 +22,9 @@ __all__ = [
     "MPPI",
     "AugmentedLagrangian",
     "Filter",
+    "GradientShooting",
     "ILQRState",
+    "Polish",
     "PredictiveSampling",
     "RandomShooting",
     "Regulator",

@@ -268,7 +268,8 @@ class _Search:
             value = np.empty((n, ndx + ndx**2))
             fzz = E.lx.new_zeros(n, 0, 1, 1, 1) if E.fzz is None else E.fzz
             excess = E.lx.new_zeros(n, 0, 1, 1) if E.excess is None else E.excess
-            stopped = sweeps.backward(
+            sweep = sweeps.backward if n < 8 else sweeps.backward_parallel
+            stopped = sweep(
                 fx=_array(E.fx),
                 fu=_array(E.fu),
                 lx=_array(E.lx),

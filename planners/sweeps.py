@@ -149,7 +149,7 @@ def _value(H: np.ndarray, g: np.ndarray, x: np.ndarray) -> float:
     return value
 
 
-@parallel_kernel
+@kernel
 def backward(
     fx: np.ndarray, fu: np.ndarray, lx: np.ndarray, lu: np.ndarray, lxx: np.ndarray, luu: np.ndarray,
     lux: np.ndarray, excess: np.ndarray, fzz: np.ndarray, low: np.ndarray, high: np.ndarray,
@@ -175,6 +175,23 @@ def backward(
 
     Reference: Tassa et al. 2012, "Synthesis and stabilization of complex behaviors", equations 5 to 11; 2014, III.
     """
+    M = len(fu)
+    failed = np.full(M, -1)
+    for i in range(M):
+        failed[i] = _backward(
+            fx[i], fu[i], lx[i], lu[i], lxx[i], luu[i], lux[i], excess[i], fzz[i], low[i], high[i],
+            damping[i], damp_state, k[i], K[i], gain[i], value[i],
+        )  # fmt: skip
+    return failed
+
+
+@parallel_kernel
+def backward_parallel(
+    fx: np.ndarray, fu: np.ndarray, lx: np.ndarray, lu: np.ndarray, lxx: np.ndarray, luu: np.ndarray,
+    lux: np.ndarray, excess: np.ndarray, fzz: np.ndarray, low: np.ndarray, high: np.ndarray,
+    damping: np.ndarray, damp_state: bool, k: np.ndarray, K: np.ndarray, gain: np.ndarray, value: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """`backward` on all processors. To start them takes longer than a few problems."""
     M = len(fu)
     failed = np.full(M, -1)
     for i in prange(M):

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("page", ["your_robot.md", "your_planner.md", "learn_a_model.md", "uncertainty.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["your_robot.md", "your_planner.md", "learn_a_model.md", "uncertainty.md", "trajectory_optimization.md"],
+)
 def test_page_runs(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
     assert len(blocks) >= 3
