@@ -499,7 +499,7 @@ def test_float32_actions_stay_inside_the_bounds(explicit: bool) -> None:
     assert mjcf_world("cart", CART, Upright(), actions=box(1, 1e300)).actions.bounded
 
 
-def test_planning_models_may_number_their_objects_differently() -> None:
+def test_planning_models_may_number_their_sites_differently() -> None:
     other = '<site name="base" pos="0 0 0.1"/>'
     tip = '<site name="tip" pos="0 0 0.5"/>'
     world = mjcf_world("cart", CART.replace(tip, tip + other), Upright(), ("qpos", "site_xpos/tip"))
@@ -543,6 +543,36 @@ def test_another_plant_has_the_same_state_and_time_step() -> None:
         world.with_model(load_mjcf(CART.replace('timestep="0.01"', 'timestep="0.005"')))
     with pytest.raises(ContractError, match="A plant for cart needs"):
         world.with_model(load_mjcf(CART.replace('<joint name="hinge" type="hinge" axis="0 1 0"/>', "")))
+
+
+ARMS = """
+<mujoco>
+  <option gravity="0 0 0"/>
+  <worldbody>
+    <body name="A"><joint name="A" axis="0 1 0"/><geom size="0.1"/></body>
+    <body name="B"><joint name="B" axis="0 1 0"/><geom size="0.1"/></body>
+  </worldbody>
+  <actuator><motor joint="A" ctrlrange="-1 1"/><motor joint="B" ctrlrange="-1 1"/></actuator>
+</mujoco>
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ('body name="A"', "bodies in the plant's order, world, A, B, but has world, B, A"),
+        ('joint name="A"', "joints in the plant's order, A, B, but has B, A"),
+        ('motor joint="A"', "actuators in the plant's order, one on A, one on B, but has one on B, one on A"),
+    ],
+)
+def test_other_models_number_their_joints_and_actuators_alike(part: str, text: str) -> None:
+    world = mjcf_world("arms", ARMS, Upright())
+    other = part.replace("A", "B")
+    swapped = load_mjcf(ARMS.replace(part, "@").replace(other, part).replace("@", other))
+    with pytest.raises(ContractError, match=f"A plant for arms needs the plant's {text}"):
+        world.with_model(swapped)
+    with pytest.raises(ContractError, match=f"A planning model for arms needs the plant's {text}"):
+        world.dynamics(model=swapped)
 
 
 def test_planning_models_may_differ_in_what_the_state_does_not_show() -> None:
