@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 import mbrl.planners
 from mbrl import (
     Box,
+    Constraint,
     ContractError,
     Discrete,
     Evaluation,
@@ -197,6 +198,8 @@ def test_what_is_missing_is_named(planner: SamplingPlanner[Any]) -> None:
     infinite = Problem(DoubleIntegrator(), Quadratic(), box(1, torch.inf), 3)
     with pytest.raises(UnsupportedProblem, match="not all finite"):
         planner.check(infinite)
+    with pytest.raises(UnsupportedProblem, match="no constraints; put them into the cost"):
+        planner.check(lq_problem(constraints=(Constraint(lambda y, u, k, p: y[..., 0]),)))
 
     class Stepless:
         nx, nu, ny, dt = 2, 1, 2, 0.1
