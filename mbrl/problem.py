@@ -86,7 +86,13 @@ class TaskCost:
     task: Task
 
     def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
-        return -self.task.reward(y, u, y_next)
+        reward = self.task.reward(y, u, y_next)
+        if not isinstance(reward, Tensor) or not reward.is_floating_point():
+            kind = reward.dtype if isinstance(reward, Tensor) else type(reward).__name__
+            raise ContractError(
+                f"reward of {type(self.task).__name__} must return a tensor of floats, but it returned {kind}."
+            )
+        return -reward
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
         return torch.zeros(y.shape[:-1], dtype=y.dtype, device=y.device)
