@@ -110,7 +110,8 @@ def ending(recording: Recording, interrupted: bool) -> tuple[str, bool]:
 
 def lead(recording: Recording, config: Any, planner: str) -> str:
     model, dynamics = recording.world.model, recording.problem.dynamics
-    where = "the true simulator" if recording.world.planning_model is None else "a cheaper model of the plant"
+    exact = config.exact or recording.world.planning_model is None
+    where = "the true simulator" if exact else "a cheaper model of the plant"
     if config.model is not None:
         where = f"a learned model ({config.model})"
     return (

@@ -82,6 +82,16 @@ def test_a_run_leaves_config_metrics_and_report(tmp_path: Path) -> None:
     assert not (out / "run.lock").exists()
 
 
+def test_exact_plans_with_the_plant(tmp_path: Path) -> None:
+    options = [*TINY, "--env", "pup-walk", "--planner", "mppi", "--planner.population", "4", "--steps", "3"]
+    for exact, where in ((["--exact"], "in the true simulator"), ([], "in a cheaper model of the plant")):
+        out = tmp_path / where
+        assert cli.main([*options, *exact, "--out", str(out)]) == 0
+        errors = [float(row["state_error"]) for row in rows(out)[1:]]
+        assert all(error == 0 for error in errors) == bool(exact)
+        assert where in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_seed_gives_the_same_run(tmp_path: Path) -> None:
     returns = []
     for n in range(2):
@@ -132,6 +142,7 @@ def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
         (["mpc", "--budget-ms", "nan"], "finite budget_ms > 0"),
         (["mpc", "--budget-ms", "0"], "finite budget_ms > 0"),
         (["mpc", "--seed", "-1"], "0 ≤ seed"),
+        (["mpc", "--exact", "--model", "runs/model"], "give one of them"),
         (["check-env", "Hopper-v5", "--steps", "0"], "steps ≥ 1"),
         (["check-env", "Antv5"], "Did you mean Ant-v5"),
         (["lst"], "check-env"),
