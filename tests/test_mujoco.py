@@ -273,6 +273,16 @@ def test_wrong_sizes_are_named() -> None:
         dynamics.step(x[:-1], torch.zeros(1, dtype=torch.float64), 0)
     with pytest.raises(ContractError, match="frame_skip ≥ 1"):
         MujocoDynamics(dynamics.model, dynamics.layout, frame_skip=0)
+    with pytest.raises(ContractError, match="threads ≥ 0"):
+        MujocoDynamics(dynamics.model, dynamics.layout, threads=-1)
+
+
+@pytest.mark.parametrize("flag", ["sleep", "ipc"])
+def test_steps_that_depend_on_more_than_the_state_are_refused(flag: str) -> None:
+    option = '<option timestep="0.01"'
+    odd = CART.replace(option + "/>", f'{option} integrator="discrete"><flag {flag}="enable"/></option>')
+    with pytest.raises(ContractError, match=f'this one has <flag {flag}="enable"/>. Remove it'):
+        mjcf_world("cart", odd, Upright()).dynamics()
 
 
 @pytest.mark.parametrize("fields", [("qpos", "qvel"), ("qpos", "qvel", "cfrc_ext")])
