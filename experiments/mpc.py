@@ -142,7 +142,7 @@ class Config(Generic[P]):
 def main(config: Config[Any], console: Console | None = None) -> Path:
     """Run one episode and return its folder.
 
-    Ctrl-C ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
+    Ctrl-C or SIGTERM ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
 
     Raises:
         MbrlError: no plan of the run was usable; the report is still written.
@@ -288,18 +288,20 @@ def number(value: Any) -> float | None:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event; the second one raises KeyboardInterrupt as usual."""
+    """The first Ctrl-C or SIGTERM sets the event; the next ones act as usual."""
     stop = threading.Event()
 
     def first(*_: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
-    old = signal.signal(signal.SIGINT, first)
+    old = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -297,7 +297,8 @@ def test_an_unexpected_error_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.
     assert len(rows(tmp_path / "run")) == 3
 
 
-def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_writes_the_report(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [
         sys.executable,
@@ -316,7 +317,7 @@ def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
     while not ((out / "metrics.csv").exists() and len((out / "metrics.csv").read_text().splitlines()) > 3):
         assert process.poll() is None and time.monotonic() < patience, process.communicate()[0]
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130, shown
     assert "interrupted after" in (out / "report.html").read_text(encoding="utf-8")
