@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mbrl import MPC, FullState
 from mbrl.envs import make_world
-from mbrl.errors import MissingExtra
+from mbrl.errors import MissingExtra, RunFolderError
 from mbrl.experiments import charts, mpc, replay, report, video
 from mbrl.experiments.recording import Recording, tracked_body, walks
 from mbrl.planners import CEM, PredictiveSampling
@@ -146,6 +146,13 @@ def test_a_report_copes_with_a_diverged_last_step(recording: Recording, tmp_path
     text = report.write_report(lost, config, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "physics diverged in step 3" in text and ">nan" not in text
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_report(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "report.part").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match="report.html cannot be written: No space left on device"):
+        report.write_report(recording, mpc.Config(planner=CEM(), env="Reacher-v5"), tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_charts_survive_odd_numbers() -> None:
