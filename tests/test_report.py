@@ -93,6 +93,16 @@ def test_scene_holds_what_mujoco_computes(recording: Recording) -> None:
     assert scene["returns"][-1] == pytest.approx(recording.rows[-1]["return"], abs=1e-3)
 
 
+@pytest.mark.parametrize("geom", ['<geom type="plane" size="1 1 1"/>', ""])
+def test_the_camera_copes_with_nothing_to_see(geom: str) -> None:
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><worldbody>{geom}<body><joint/><geom size="0.1" rgba="0 0 0 0"/></body></worldbody></mujoco>'
+    )
+    visible = [g for g in range(model.ngeom) if replay.shape(model, g) is not None]
+    view = replay.view(model, np.zeros((len(visible), 7)), visible, np.zeros(3))
+    assert np.isfinite([*view["target"], *view["offset"], view["distance"]]).all() and view["distance"] > 0
+
+
 def test_hull_of_a_mesh_encloses_it_and_points_outward() -> None:
     box = "-1 -1 -1  1 -1 -1  1 1 -1  -1 1 -1  -1 -1 1  1 -1 1  1 1 1  -1 1 1"
     model = mujoco.MjModel.from_xml_string(
