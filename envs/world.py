@@ -168,7 +168,8 @@ class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
     A diverged simulation is reset by MuJoCo in mid-episode without a word. Here that step comes back
     with truncated = True, info["diverged"] = True and the reward NaN, which must not count: it would pay for
     the jump back to the default pose. The environment's own number is in info["reward"]. Actions of a wrong
-    shape or with NaN are refused, because MuJoCo would replace them with zeros.
+    shape or with NaN are refused, because MuJoCo would replace them with zeros. The others are rounded to the
+    precision of the action space, as planners expect (`World.action_dtype`).
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], layout: Layout):
@@ -180,8 +181,9 @@ class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, {**info, "state": self.state(), "diverged": False}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        action = np.asarray(action)
-        space = self.action_space
+        action, space = np.asarray(action), self.action_space
+        # Back in its own dtype, for in it an environment computes its reward.
+        action = action.astype(space.dtype).astype(action.dtype)
         if action.shape != space.shape or not np.isfinite(action).all():
             raise ContractError(
                 f"{self.unwrapped} needs finite actions of shape {space.shape}, but got "

@@ -97,7 +97,7 @@ def test_predictions_equal_the_environment(name: str) -> None:
     env = world.make()
     _, info = env.reset(seed=3)
     try:
-        for u in actions(world, 20):
+        for u in actions(world, 20).float().double():
             x = torch.as_tensor(info["state"])
             obs, reward, terminated, _, info = env.step(u.numpy())
             x_next = torch.as_tensor(info["state"])
@@ -176,6 +176,18 @@ def test_actions_are_rounded_as_the_environment_rounds_them() -> None:
     x, u = state(fine, [0.0, 0.1], [0.0, 0.0]), torch.tensor([1 / 3], dtype=torch.float64)
     assert torch.equal(rough.step(x, u, 0), fine.step(x, u.float().double(), 0))
     assert not torch.equal(rough.step(x, u, 0), fine.step(x, u, 0))
+
+
+@pytest.mark.parametrize("name", ["cart", "HalfCheetah-v5"])
+def test_plans_in_float64_are_rounded_alike_by_planner_and_environment(name: str) -> None:
+    world = mjcf_world("cart", CART, Upright()) if name == "cart" else gym_world(name)
+    env = world.make()
+    _, info = env.reset(seed=0)
+    u = torch.full_like(world.actions.high, 1 / 3)
+    predicted = world.dynamics(threads=1).step(torch.as_tensor(info["state"]), u)
+    _, _, _, _, info = env.step(u.numpy())
+    env.close()
+    assert torch.equal(predicted, torch.as_tensor(info["state"]))
 
 
 def test_diverged_rows_are_nan_and_only_those() -> None:
