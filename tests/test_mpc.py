@@ -23,6 +23,7 @@ from mbrl import (
     PlanWarning,
     Policy,
     Problem,
+    RandomPolicy,
     UnsupportedProblem,
 )
 from mbrl.planners import ICEM
@@ -376,3 +377,8 @@ def test_estimators() -> None:
         full(X, {"time": 0.0, "reward": 1.0}, None)
     seen = Observed(torch.float32)(torch.ones(4), None, None)
     assert seen.shape == (1, 4) and seen.dtype == torch.float32
+
+
+def test_random_actions_for_one_observation_and_for_many() -> None:
+    policy = RandomPolicy(box(3, 2.0), generator=seeded())
+    assert policy(torch.zeros(17)).shape == (1, 3) and policy(torch.zeros(5, 17)).shape == (5, 3)
