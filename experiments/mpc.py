@@ -126,7 +126,7 @@ class Config(Generic[P]):
         changed = [name for name, value in learned.items() if value != defaults[name]]
         if self.model is None and changed:
             raise ContractError(
-                f"{', '.join(changed)} are settings of a learned model, but none is given: --model FOLDER."
+                f"A run needs a learned model for {', '.join(changed)}, but none is given: --model FOLDER."
             )
         single = self.propagation == "mean" or self.particles < 2
         if self.kappa and single:
