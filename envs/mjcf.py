@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,11 @@ def mjcf_world(
     layout = Layout(plant, fields)
     # A class has the methods of its instances, so it would pass for a Task.
     ready = isinstance(task, Task) and not isinstance(task, type)
+    if isinstance(task, type) and not inspect.signature(task).parameters:
+        raise ContractError(
+            f"The task of {name} needs to be an object, or made from (model, layout), but the class {task.__name__} "
+            f"takes nothing. Give {task.__name__}()."
+        )
     made: Any = task if ready or not callable(task) else task(plant, layout)
     lacking = [method for method in ("reward", "terminated") if not hasattr(made, method)]
     if lacking:
@@ -174,7 +180,7 @@ def mjcf_world(
         raise ContractError(f"{name} needs actions of size {plant.nu}, but got a Box of size {actions.nu}.")
     actions = _inward(actions)
 
-    def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
+    def build(model: mujoco.MjModel) -> gymnasium.Env[Any, Any]:
         env: gymnasium.Env[Any, Any] = MjcfEnv(
             model, layout.on(model), made, frame_skip=frame_skip, actions=actions, reset=reset, name=name
         )

@@ -379,12 +379,15 @@ def scaled_model(model: mujoco.MjModel, scales: Mapping[str, float]) -> mujoco.M
 
     Raises:
         UnknownName: no such field, or not an array of floats.
+        ContractError: a factor is negative or not finite.
     """
     changed = copy.copy(model)
     for name, factor in scales.items():
         if not _is_float(changed, name):
             fields = [field for field in mujoco.batch.MODEL_FIELDS if _is_float(changed, field)]
             raise UnknownName("MjModel field of floats", name, fields)
+        if not 0 <= factor < np.inf:
+            raise ContractError(f"scaled_model needs finite factors ≥ 0, but got {factor} for {name}.")
         if name == "geom_friction":
             changed.geom_friction[:, 0] *= factor
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -143,6 +144,10 @@ class Problem(Generic[D, C, A]):
             raise ContractError(f"Problem needs at least 1 particle, but got {self.particles}.")
         if not 0 < self.discount <= 1:
             raise ContractError(f"Problem needs a discount in (0, 1], but got {self.discount}.")
+        if not math.isfinite(self.termination_cost):
+            raise ContractError(f"Problem needs a finite termination_cost, but got {self.termination_cost}.")
+        if not callable(self.risk):
+            raise ContractError(f"Problem needs a Risk, such as Mean() or CVaR(0.2), but got {self.risk!r}.")
         if self.actions.nu != self.dynamics.nu:
             raise ContractError(
                 f"The actions have nu = {self.actions.nu}, but {type(self.dynamics).__name__} takes "

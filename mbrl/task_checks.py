@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.checks import fail, gap, same
+from mbrl.errors import ContractError
 from mbrl.problem import Box
 from mbrl.protocols import Dynamics, Task
 
@@ -49,6 +50,10 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
     Raises:
         ContractError: with what was needed, what came and what is most likely wrong.
     """
+    if not world.actions.bounded:
+        raise ContractError(
+            "check_task draws actions, so it needs finite bounds. Give finite ones: Box(low, high)."
+        )
     user = f"The task {type(world.task).__name__} of {world.name}"
     task, dynamics, env = world.task, world.dynamics(threads=1), world.make()
     generator = torch.Generator().manual_seed(seed)

@@ -369,6 +369,9 @@ def test_scaled_models() -> None:
     assert heavy.dof_M0[0] == pytest.approx(2 * model.dof_M0[0])  # a derived constant
     with pytest.raises(UnknownName, match="body_mass"):
         scaled_model(model, {"body_mas": 2.0})
+    for factor in (-1.0, np.nan, np.inf):
+        with pytest.raises(ContractError, match=f"factors ≥ 0, but got {factor} for body_mass"):
+            scaled_model(model, {"body_mass": factor})
     for name in ("opt", "nq", "geom_type", "names"):
         with pytest.raises(UnknownName, match=f"no MjModel field of floats called '{name}'"):
             scaled_model(model, {name: 1.1})
@@ -429,6 +432,8 @@ def test_layout_reads_what_its_names_say() -> None:
         (("qpos/9",), UnknownName, "9"),
         (("qacc/slide",), ContractError, "'qacc' has no rows by name"),
         (("qpos", "qpos"), ContractError, "each field once"),
+        ("qpos", ContractError, "a sequence of fields, .* but got 'qpos'"),
+        ((), ContractError, "a sequence of fields"),
         (("mocap_pos/cart",), ContractError, "'cart' is none; those that are: goal"),
     ],
 )
@@ -476,6 +481,7 @@ class Endless:
         ),
         (CART, lambda model, layout: Endless(), {}, "Endless lacks terminated"),
         (CART, 3, {}, "int lacks reward and terminated"),
+        (CART, Upright, {}, r"but the class Upright takes nothing. Give Upright\(\)"),
         (CART, Upright(), {"frame_skip": 0}, "cart needs frame_skip ≥ 1, but got 0"),
         ("<mujoco/>", Upright(), {}, "no actuators"),
         (CART, Upright(), {"actions": box(2, 1.0)}, "actions of size 1, but got a Box of size 2"),
@@ -503,6 +509,8 @@ def test_controls_without_bounds() -> None:
     endless = mjcf_world("cart", free, Upright(), actions=box(1, torch.inf))
     with pytest.raises(UnsupportedProblem, match="not all finite"):
         CEM().check(endless.problem(3))
+    with pytest.raises(ContractError, match="check_task draws actions, so it needs finite bounds"):
+        check_task(endless)
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -606,6 +614,11 @@ def test_planning_models_may_differ_in_what_the_state_does_not_show() -> None:
         world.dynamics(model=load_mjcf(CART.replace('timestep="0.01"', 'timestep="0.015"')))
     with pytest.raises(ContractError, match="nq, nv"):
         world.dynamics(model=load_mjcf(CART.replace('<joint name="hinge" type="hinge" axis="0 1 0"/>', "")))
+
+
+def test_worlds_of_mjcf_take_no_options_that_they_would_ignore() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'render_mode'"):
+        mjcf_world("cart", CART, Upright()).make(render_mode="human")
 
 
 def test_tasks_may_be_made_from_the_model_and_layout() -> None:
