@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, PlanWarning
-from mbrl.planner_checks import check_state
+from mbrl.planner_checks import check_planner_state
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Estimator, Planner
 
@@ -184,7 +184,7 @@ class MPC:
             x = torch.where(known[:, None], x, x[known][0])
         if self._state is None:
             self._state = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
-            check_state(type(self.planner).__name__, self._state, len(x))
+            check_planner_state(type(self.planner).__name__, self._state, len(x))
         elif old is not None:
             self._state = self.planner.shift(self._state, old.actions[:, :used], x)
         if self._restart is not None:

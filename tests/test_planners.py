@@ -198,7 +198,7 @@ def test_what_is_missing_is_named(planner: SamplingPlanner[Any]) -> None:
     infinite = Problem(DoubleIntegrator(), Quadratic(), box(1, torch.inf), 3)
     with pytest.raises(UnsupportedProblem, match="not all finite"):
         planner.check(infinite)
-    with pytest.raises(UnsupportedProblem, match="no constraints; put them into the cost"):
+    with pytest.raises(UnsupportedProblem, match="ignores constraints. Use a planner that holds them"):
         planner.check(lq_problem(constraints=(Constraint(lambda y, u, k, p: y[..., 0]),)))
 
     class Stepless:
