@@ -179,6 +179,10 @@ class MPC:
     def _replan(self, x: Tensor) -> Tensor:
         """Plan from x and keep the result; return where it was unusable and the old plan goes on (M,)."""
         problem, old, used = self.problem, self._plan, self._used
+        if problem.params is not None and problem.params.ndim == 3 and len(problem.params) != len(x):
+            raise ContractError(
+                f"MPC needs params (M, H+1, np) for M = {len(x)} problems, but got {tuple(problem.params.shape)}."
+            )
         known = torch.isfinite(x).all(-1)
         if known.any() and not known.all():  # one lost row must not stop the others
             x = torch.where(known[:, None], x, x[known][0])

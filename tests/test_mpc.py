@@ -338,6 +338,12 @@ def test_predicted_cost_is_the_stage_cost_of_the_action_taken() -> None:
             torch.testing.assert_close(policy.report.predicted_cost, wanted)
 
 
+def test_params_are_given_for_every_problem() -> None:
+    policy = mpc(Scripted(), params=torch.zeros(3, 6, 1, dtype=torch.float64))
+    with pytest.raises(ContractError, match=r"params .* for M = 2 problems, but got \(3, 6, 1\)"):
+        policy(X)
+
+
 def test_shorter_plans_are_followed_and_fallen_back_on() -> None:
     def spoil(n: int, plan: Plan) -> Plan:
         short = replace(plan, actions=plan.actions[:, :2], states=None, length=torch.full((2,), 2))
