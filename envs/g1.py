@@ -223,8 +223,8 @@ def g1_stand(*, push: float = 0.5, spread: float = math.pi / 6) -> World:
     )
     plain = world.build
 
-    def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
-        return Pushes(plain(model, **render), speed=push, spread=spread)
+    def build(model: mujoco.MjModel) -> gymnasium.Env[Any, Any]:
+        return Pushes(plain(model), speed=push, spread=spread)
 
     return dataclasses.replace(world, planning_model=planning, build=build)
 

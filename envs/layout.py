@@ -43,10 +43,15 @@ class Layout:
         tip = y[..., layout["site_xpos/tip"]]          # (..., 3)
 
     Raises:
+        ContractError: no field, or one twice.
         UnknownName: no such field, or no such object in the model.
     """
 
     def __init__(self, model: mujoco.MjModel, names: Sequence[str]):
+        if isinstance(names, str) or not names:
+            raise ContractError(
+                f'Layout needs a sequence of fields, such as ("qpos", "qvel"), but got {names!r}.'
+            )
         if len(set(names)) != len(names):
             raise ContractError(f"Layout needs each field once, but got {', '.join(names)}.")
         data = mujoco.MjData(model)

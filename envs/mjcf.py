@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.checks import fail
 from mbrl.envs.layout import Layout
 from mbrl.envs.mujoco import diverged, read_state
 from mbrl.envs.world import World
 from mbrl.errors import ContractError
 from mbrl.problem import Box
 from mbrl.protocols import Task
-from mbrl.task_checks import NOT_FINITE, check_value
+from mbrl.task_checks import check_finite, check_value
 
 Reset = Callable[[mujoco.MjModel, mujoco.MjData, np.random.Generator], None]
 """Writes the first state of an episode into a fresh MjData; `mj_forward` follows."""
@@ -29,7 +29,7 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """The Gymnasium environment of a model and a task: what a robot does in the real world.
 
     The observation is the task's `observe(y)`, or y where it has none. A step raises `ContractError` where the
-    task returns no scalar tensors, or a reward that is not finite though y is.
+    task returns no scalar tensors, or a reward or an end that is not finite though y is.
     """
 
     def __init__(
@@ -82,13 +82,10 @@ class MjcfEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         user = f"The task {type(self.task).__name__} of {self.name}"
         check_value(user, "reward", reward, ())
         check_value(user, "terminated", end, ())
-        if not torch.isfinite(reward) and torch.isfinite(y_next).all() and not diverged(self.data):
-            fail(
-                user,
-                "finite rewards",
-                f"the reward is {float(reward)} in step {self._step} after the action {u.tolist()}",
-                NOT_FINITE,
-            )
+        if torch.isfinite(y_next).all() and not diverged(self.data):
+            moment = f"in step {self._step} after the action {u.tolist()}"
+            check_finite(user, "reward", reward, moment)
+            check_finite(user, "end", end, moment)
         self._step += 1
         return self._observe(y_next).numpy(), float(reward), bool(end), False, {}
 
@@ -157,6 +154,11 @@ def mjcf_world(
     layout = Layout(plant, fields)
     # A class has the methods of its instances, so it would pass for a Task.
     ready = isinstance(task, Task) and not isinstance(task, type)
+    if isinstance(task, type) and not inspect.signature(task).parameters:
+        raise ContractError(
+            f"The task of {name} needs to be an object, or made from (model, layout), but the class {task.__name__} "
+            f"takes nothing. Give {task.__name__}()."
+        )
     made: Any = task if ready or not callable(task) else task(plant, layout)
     lacking = [method for method in ("reward", "terminated") if not hasattr(made, method)]
     if lacking:
@@ -178,7 +180,7 @@ def mjcf_world(
         raise ContractError(f"{name} needs actions of size {plant.nu}, but got a Box of size {actions.nu}.")
     actions = _inward(actions)
 
-    def build(model: mujoco.MjModel, **render: Any) -> gymnasium.Env[Any, Any]:
+    def build(model: mujoco.MjModel) -> gymnasium.Env[Any, Any]:
         env: gymnasium.Env[Any, Any] = MjcfEnv(
             model, layout.on(model), made, frame_skip=frame_skip, actions=actions, reset=reset, name=name
         )

@@ -72,6 +72,10 @@ class MujocoDynamics:
         threads: of the simulation; 0 for all processors.
         action_dtype: what the real environment rounds actions to before it applies them.
 
+    Raises:
+        ContractError: `frame_skip` or `threads` is too small, or a flag of the model makes steps depend on
+            more than the state.
+
     Reference: MuJoCo 4.0 documentation, "Batch"; Gymnasium's MujocoEnv for the order of operations.
     """
 
@@ -86,6 +90,15 @@ class MujocoDynamics:
     ):
         if frame_skip < 1:
             raise ContractError(f"MujocoDynamics needs frame_skip ≥ 1, but got {frame_skip}.")
+        if threads < 0:
+            raise ContractError(f"MujocoDynamics needs threads ≥ 0 (0 is all processors), but got {threads}.")
+        bits = mujoco.mjtEnableBit
+        for flag, bit in (("sleep", bits.mjENBL_SLEEP), ("ipc", bits.mjENBL_IPC)):
+            if model.opt.enableflags & int(bit):  # MuJoCo keeps books on them outside of the state
+                raise ContractError(
+                    "MujocoDynamics needs a model whose next step follows from its state, but this one has "
+                    f'<flag {flag}="enable"/>. Remove it from the MJCF, for the plant as well.'
+                )
         self.model, self.layout, self.frame_skip = model, layout, frame_skip
         self.threads, self.action_dtype = threads, action_dtype
         self._row = mujoco.mj_stateSize(model, _STATE)
@@ -366,12 +379,15 @@ def scaled_model(model: mujoco.MjModel, scales: Mapping[str, float]) -> mujoco.M
 
     Raises:
         UnknownName: no such field, or not an array of floats.
+        ContractError: a factor is negative or not finite.
     """
     changed = copy.copy(model)
     for name, factor in scales.items():
         if not _is_float(changed, name):
             fields = [field for field in mujoco.batch.MODEL_FIELDS if _is_float(changed, field)]
             raise UnknownName("MjModel field of floats", name, fields)
+        if not 0 <= factor < np.inf:
+            raise ContractError(f"scaled_model needs finite factors ≥ 0, but got {factor} for {name}.")
         if name == "geom_friction":
             changed.geom_friction[:, 0] *= factor
         else:

@@ -58,7 +58,7 @@ class World:
         """The same world with another plant, to act in and, unless `planning_model` is given, to plan with.
 
         Raises:
-            ContractError: the model's state or time step differ from the old plant's.
+            ContractError: the model's state, its objects' order or its time step differ from the old plant's.
         """
         self._check_state("plant", model)
         if model.opt.timestep != self.model.opt.timestep:
@@ -91,7 +91,7 @@ class World:
         """The simulator to plan with: the plant, or another model with the same state, at the same control step.
 
         Raises:
-            ContractError: the model's state, output or control step differ from the plant's.
+            ContractError: the model's state, its objects' order, output or control step differ from the plant's.
             UnknownName: the model lacks an object that y is read from.
         """
         model = self.model if model is None else model
@@ -117,6 +117,13 @@ class World:
             raise ContractError(
                 f"A {role} for {self.name} needs (nq, nv, nu, na, state size) = {wanted}, but has {given}."
             )
+        names = numbered_names(model)
+        for kind, ours in numbered_names(self.model).items():
+            if names[kind] != ours:  # numbers would go to other objects
+                raise ContractError(
+                    f"A {role} for {self.name} needs the plant's {kind} in the plant's order, {', '.join(ours)}, "
+                    f"but has {', '.join(names[kind])}. Name and order them alike in the MJCF."
+                )
 
     def problem(
         self, horizon: int, *, dynamics: Any = None, threads: int = 0, **options: Any
@@ -132,13 +139,37 @@ class World:
         return from_task(dynamics, self.task, self.actions, horizon, **options)
 
 
+def numbered_names(model: mujoco.MjModel) -> dict[str, list[str]]:
+    """What the numbers in a state and an action belong to, in order; an unnamed actuator goes by what it drives."""
+    obj, trn = mujoco.mjtObj, mujoco.mjtTrn
+    driven = {
+        trn.mjTRN_TENDON: obj.mjOBJ_TENDON,
+        trn.mjTRN_SITE: obj.mjOBJ_SITE,
+        trn.mjTRN_SLIDERCRANK: obj.mjOBJ_SITE,
+        trn.mjTRN_BODY: obj.mjOBJ_BODY,
+    }
+
+    def actuator(i: int) -> str:
+        kind = driven.get(trn(model.actuator_trntype[i]), obj.mjOBJ_JOINT)
+        return (
+            model.actuator(i).name or f"one on {mujoco.mj_id2name(model, kind, model.actuator_trnid[i, 0])}"
+        )
+
+    return {
+        "bodies": [model.body(i).name for i in range(model.nbody)],
+        "joints": [model.joint(i).name for i in range(model.njnt)],
+        "actuators": [actuator(i) for i in range(model.nu)],
+    }
+
+
 class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Adds the full simulator state to `info["state"]` and ends episodes whose physics diverged.
 
     A diverged simulation is reset by MuJoCo in mid-episode without a word. Here that step comes back
     with truncated = True, info["diverged"] = True and the reward NaN, which must not count: it would pay for
     the jump back to the default pose. The environment's own number is in info["reward"]. Actions of a wrong
-    shape or with NaN are refused, because MuJoCo would replace them with zeros.
+    shape or with NaN are refused, because MuJoCo would replace them with zeros. The others are rounded to the
+    precision of the action space, as planners expect (`World.action_dtype`).
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], layout: Layout):
@@ -150,8 +181,9 @@ class WithState(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, {**info, "state": self.state(), "diverged": False}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        action = np.asarray(action)
-        space = self.action_space
+        action, space = np.asarray(action), self.action_space
+        # Back in its own dtype, for in it an environment computes its reward.
+        action = action.astype(space.dtype).astype(action.dtype)
         if action.shape != space.shape or not np.isfinite(action).all():
             raise ContractError(
                 f"{self.unwrapped} needs finite actions of shape {space.shape}, but got "

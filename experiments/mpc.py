@@ -72,6 +72,7 @@ class Config(Generic[P]):
         propagation: how the uncertainty of a learned model enters a rollout: ts1, tsinf, moments, or mean for none.
         particles: of each candidate plan on a learned model.
         kappa: deviations of the return that a plan on a learned model is charged for.
+        exact: plan with the plant itself where the world has a cheaper model to plan with.
         learned_task: plan by the reward and the end that the model has learned, not by the world's.
         horizon: steps to plan ahead.
         steps: control steps; the run ends earlier if the episode does.
@@ -89,6 +90,7 @@ class Config(Generic[P]):
     propagation: Literal["ts1", "tsinf", "moments", "mean"] = "tsinf"
     particles: int = 20
     kappa: float = 0.0
+    exact: bool = False
     learned_task: bool = False
     horizon: int = 30
     steps: int = 200
@@ -111,6 +113,10 @@ class Config(Generic[P]):
                 "A run needs steps ≥ 1, threads ≥ 0 and 0 ≤ seed < 2**63, but got "
                 f"{self.steps}, {self.threads} and {self.seed}."
             )
+        if self.exact and self.model is not None:
+            raise ContractError(
+                "exact plans with the plant and model with a learned model: give one of them."
+            )
         if self.particles < 1:
             raise ContractError(f"A run needs particles ≥ 1, but got {self.particles}.")
         learned = {
@@ -120,7 +126,7 @@ class Config(Generic[P]):
         changed = [name for name, value in learned.items() if value != defaults[name]]
         if self.model is None and changed:
             raise ContractError(
-                f"{', '.join(changed)} are settings of a learned model, but none is given: --model FOLDER."
+                f"A run needs a learned model for {', '.join(changed)}, but none is given: --model FOLDER."
             )
         single = self.propagation == "mean" or self.particles < 2
         if self.kappa and single:
@@ -136,7 +142,7 @@ class Config(Generic[P]):
 def main(config: Config[Any], console: Console | None = None) -> Path:
     """Run one episode and return its folder.
 
-    Ctrl-C ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
+    Ctrl-C or SIGTERM ends it after the current step: the report is still written, then KeyboardInterrupt is raised.
 
     Raises:
         MbrlError: no plan of the run was usable; the report is still written.
@@ -216,7 +222,8 @@ def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], 
     if config.model is None:
         # The simulator has the processors; torch's threads would wait in their way.
         torch.set_num_threads(1)
-        return world.problem(config.horizon, threads=config.threads), FullState()
+        exact = world.dynamics(threads=config.threads) if config.exact else None
+        return world.problem(config.horizon, dynamics=exact, threads=config.threads), FullState()
     from mbrl.experiments.learned import learned_problem, load_model
 
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
@@ -281,18 +288,20 @@ def number(value: Any) -> float | None:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event; the second one raises KeyboardInterrupt as usual."""
+    """The first Ctrl-C or SIGTERM sets the event; the next ones act as usual."""
     stop = threading.Event()
 
     def first(*_: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
-    old = signal.signal(signal.SIGINT, first)
+    old = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -74,13 +74,15 @@ def view(model: mujoco.MjModel, poses: np.ndarray, visible: list[int], target: n
         solid = [
             j for j in solid if model.body_rootid[model.geom_bodyid[visible[j]]] == robot_root(model)
         ] or solid
-    centres, radii = poses[solid, :3], model.geom_rbound[[visible[j] for j in solid]][:, None]
-    low, high = (centres - radii).min(0), (centres + radii).max(0)
-    centre = (low + high) / 2
+    centre, size = model.stat.center, 2 * model.stat.extent  # where nothing but floor can be seen
+    if solid:
+        centres, radii = poses[solid, :3], model.geom_rbound[[visible[j] for j in solid]][:, None]
+        low, high = (centres - radii).min(0), (centres + radii).max(0)
+        centre, size = (low + high) / 2, np.linalg.norm(high - low)
     return {
         "target": centre.tolist(),
         "offset": (centre - target).tolist(),
-        "distance": float(1.25 * np.linalg.norm(high - low)),
+        "distance": float(1.25 * size),
         "azimuth": 70.0 if walks(model) else 90.0,
         "elevation": -18.0 if walks(model) else -32.0,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from mbrl.errors import RunFolderError
 from mbrl.experiments.charts import histogram, line_chart
 from mbrl.experiments.recording import Recording, tracked_body
 from mbrl.experiments.replay import scene
@@ -31,6 +32,9 @@ def write_report(
         config: shown as a table; has `env`, `planner`, `horizon`, `seed`, `replan_every`.
         video: embedded, or linked if it is large.
         interrupted: the user stopped the run.
+
+    Raises:
+        RunFolderError: it cannot be written; nothing is left of it.
     """
     facts = measure(recording)
     settings = plain(config)
@@ -61,8 +65,14 @@ def write_report(
         scene=json.dumps(scene(recording), separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
     )
     part = path.with_suffix(".part")  # an interrupt must not cost the report that was there
-    part.write_text(text, encoding="utf-8")
-    return part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        return part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"The report {path} cannot be written: {error.strerror or error}. What was written before is kept."
+        ) from error
 
 
 def column(recording: Recording, name: str) -> list[float]:
@@ -110,7 +120,8 @@ def ending(recording: Recording, interrupted: bool) -> tuple[str, bool]:
 
 def lead(recording: Recording, config: Any, planner: str) -> str:
     model, dynamics = recording.world.model, recording.problem.dynamics
-    where = "the true simulator" if recording.world.planning_model is None else "a cheaper model of the plant"
+    exact = config.exact or recording.world.planning_model is None
+    where = "the true simulator" if exact else "a cheaper model of the plant"
     if config.model is not None:
         where = f"a learned model ({config.model})"
     return (

@@ -18,6 +18,7 @@ from mbrl.errors import (
     MbrlError,
     MissingExtra,
     PlanWarning,
+    RunFolderError,
     UnknownName,
     UnsupportedProblem,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "Replay",
     "Resumable",
     "Risk",
+    "RunFolderError",
     "Stochastic",
     "Task",
     "TaskCost",

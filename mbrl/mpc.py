@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, PlanWarning
+from mbrl.planner_checks import check_planner_state
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Estimator, Planner
 
@@ -62,7 +63,8 @@ class MPC:
 
     Raises:
         UnsupportedProblem: the problem lacks an ability that the planner needs.
-        ContractError: the planner returned actions of a wrong shape, or no row's state is finite.
+        ContractError: the planner returned a plan or a state of wrong types or shapes, no row's state is finite,
+            or the number of problems M changed without a `reset`.
     """
 
     def __init__(
@@ -94,6 +96,14 @@ class MPC:
         self._last_action: Tensor | None = None
 
     def reset(self, mask: Tensor | None = None) -> None:
+        if mask is not None:
+            mask = torch.as_tensor(mask)
+            rows = mask.shape if self._plan is None else self._plan.cost.shape
+            if mask.dtype != torch.bool or mask.shape != rows:
+                raise ContractError(
+                    f"MPC.reset needs one bool per problem, (M,) = {tuple(rows)}, "
+                    f"but got {tuple(mask.shape)} of {mask.dtype}."
+                )
         self.estimator.reset(mask)
         if mask is None or self._plan is None:
             self._clear()
@@ -132,6 +142,11 @@ class MPC:
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
         x = self.estimator(obs, info, self._last_action)
+        if self._plan is not None and len(x) != len(self._plan.actions):
+            raise ContractError(
+                f"MPC plans for M = {len(self._plan.actions)} problems, but got {len(x)} states. "
+                "Call reset() before their number changes."
+            )
         output = self.problem.dynamics.output
         state_error = output_error = None
         if self._plan is not None and self._plan.states is not None:
@@ -164,25 +179,32 @@ class MPC:
     def _replan(self, x: Tensor) -> Tensor:
         """Plan from x and keep the result; return where it was unusable and the old plan goes on (M,)."""
         problem, old, used = self.problem, self._plan, self._used
+        if problem.params is not None and problem.params.ndim == 3 and len(problem.params) != len(x):
+            raise ContractError(
+                f"MPC needs params (M, H+1, np) for M = {len(x)} problems, but got {tuple(problem.params.shape)}."
+            )
         known = torch.isfinite(x).all(-1)
         if known.any() and not known.all():  # one lost row must not stop the others
             x = torch.where(known[:, None], x, x[known][0])
         if self._state is None:
             self._state = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
+            check_planner_state(type(self.planner).__name__, self._state, len(x))
         elif old is not None:
             self._state = self.planner.shift(self._state, old.actions[:, :used], x)
         if self._restart is not None:
             fresh = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
             self._state = where(self._restart, fresh, self._state)
 
-        plan, self._state = self.planner.plan(problem, x, self._state, generator=self.generator)
-        wanted = (len(x), problem.horizon, problem.dynamics.nu)
-        shape = tuple(plan.actions.shape)
-        if len(shape) != 3 or shape[::2] != wanted[::2] or not self.replan_every <= shape[1] <= wanted[1]:
+        returned: Any = self.planner.plan(problem, x, self._state, generator=self.generator)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Plan)):
             raise ContractError(
-                f"{type(self.planner).__name__}.plan must return actions (M, H, nu) = {wanted}, "
-                f"but returned {shape}."
+                f"{type(self.planner).__name__}.plan must return a Plan and the next state, "
+                f"but returned a {type(returned).__name__}."
             )
+        plan: Plan = returned[0]
+        self._state = returned[1]
+        self._check_plan(plan, len(x))
+        steps = plan.actions.shape[1]
         finite = torch.isfinite(plan.actions).all((-1, -2))
         inside = torch.ones_like(finite)
         if isinstance(problem.actions, Box):
@@ -213,12 +235,12 @@ class MPC:
         if not usable.all():
             rest = self._default(plan.actions)
             if old is not None:
-                more = used + max(0, shape[1] - old.actions.shape[1])  # plans may differ in length
-                moved = torch.cat([old.actions[:, used:], old.actions[:, -1:].expand(-1, more, -1)], 1)
+                end = old.actions[:, -1:].expand(-1, steps, -1)  # plans may differ in length
+                moved = torch.cat([old.actions[:, used:], end], 1)[:, :steps]
                 rest = (
                     moved if self._restart is None else torch.where(self._restart[:, None, None], rest, moved)
                 )
-            actions = torch.where(usable[:, None, None], plan.actions, rest[:, : shape[1]])
+            actions = torch.where(usable[:, None, None], plan.actions, rest)
             states = plan.states
             if states is not None:  # what is predicted of an abandoned plan says nothing of the old one
                 states = torch.where(usable[:, None, None], states, torch.nan)
@@ -226,6 +248,26 @@ class MPC:
             self.fallbacks += int((~usable).sum())
         self._plan, self._used, self._restart = plan, 0, None
         return ~usable
+
+    def _check_plan(self, plan: Plan, M: int) -> None:
+        """Refuse what is no tensor or of a wrong shape: it would broadcast, or fail far from here."""
+        H, dynamics = self.problem.horizon, self.problem.dynamics
+        shape: tuple[int, ...] = getattr(plan.actions, "shape", ())
+        steps = shape[1] if len(shape) == 3 and self.replan_every <= shape[1] <= H else H
+        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "actions (M, H, nu)": (plan.actions, (M, steps, dynamics.nu)),
+            "cost (M,)": (plan.cost, (M,)),
+        }
+        if plan.states is not None:
+            wanted["states (M, H+1, nx), x0 first,"] = (plan.states, (M, steps + 1, dynamics.nx))
+        if plan.length is not None:
+            wanted["length (M,)"] = (plan.length, (M,))
+        for what, (value, sizes) in wanted.items():
+            if not isinstance(value, Tensor) or value.shape != sizes:
+                got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ContractError(
+                    f"{type(self.planner).__name__}.plan must return {what} = {sizes}, but returned {got}."
+                )
 
     def _default(self, like: Tensor) -> Tensor:
         """The action to take where there is no plan at all: the middle of the bounds, or what is nearest to 0."""

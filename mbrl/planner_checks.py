@@ -145,7 +145,8 @@ def _tensors(state: Any) -> dict[str, Tensor]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def _check_state(name: str, state: Any, M: int) -> None:
+def check_planner_state(name: str, state: Any, M: int) -> None:
+    """Refuse a planner's state that is no frozen dataclass of tensors with leading M."""
     parameters = getattr(type(state), "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
         fail(
@@ -221,7 +222,7 @@ def _check_plan(
         if not same(plan.states[:, 0], x0, 1e-6):
             fail(name, "states that start with x0", "they start elsewhere", "the first state is x1")
     _check_inside(name, problem, plan)
-    _check_state(name, state, M)
+    check_planner_state(name, state, M)
 
     again, _ = _run(planner, problem, x0, seed)
     if not same(again.actions, plan.actions):
@@ -281,7 +282,7 @@ def _check_shift(
     before = {key: value.clone() for key, value in _tensors(state).items()}
     for n in (1, min(3, plan.actions.shape[1])):
         moved = planner.shift(state, plan.actions[:, :n], x0)
-        _check_state(name, moved, len(x0))
+        check_planner_state(name, moved, len(x0))
         for key, value in _tensors(moved).items():
             if value.shape != before[key].shape or value.dtype != before[key].dtype:
                 fail(

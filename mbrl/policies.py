@@ -29,5 +29,6 @@ class RandomPolicy:
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
         low, high = self.actions.low, self.actions.high
-        share = torch.rand((len(obs), self.actions.nu), generator=self.generator, dtype=low.dtype)
+        M = 1 if obs.ndim == 1 else len(obs)  # one observation by itself, as MPC takes it
+        share = torch.rand((M, self.actions.nu), generator=self.generator, dtype=low.dtype)
         return low + share * (high - low)

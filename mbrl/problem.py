@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -86,7 +87,13 @@ class TaskCost:
     task: Task
 
     def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
-        return -self.task.reward(y, u, y_next)
+        reward = self.task.reward(y, u, y_next)
+        if not isinstance(reward, Tensor) or not reward.is_floating_point():
+            kind = reward.dtype if isinstance(reward, Tensor) else type(reward).__name__
+            raise ContractError(
+                f"reward of {type(self.task).__name__} must return a tensor of floats, but it returned {kind}."
+            )
+        return -reward
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
         return torch.zeros(y.shape[:-1], dtype=y.dtype, device=y.device)
@@ -137,6 +144,10 @@ class Problem(Generic[D, C, A]):
             raise ContractError(f"Problem needs at least 1 particle, but got {self.particles}.")
         if not 0 < self.discount <= 1:
             raise ContractError(f"Problem needs a discount in (0, 1], but got {self.discount}.")
+        if not math.isfinite(self.termination_cost):
+            raise ContractError(f"Problem needs a finite termination_cost, but got {self.termination_cost}.")
+        if not callable(self.risk):
+            raise ContractError(f"Problem needs a Risk, such as Mean() or CVaR(0.2), but got {self.risk!r}.")
         if self.actions.nu != self.dynamics.nu:
             raise ContractError(
                 f"The actions have nu = {self.actions.nu}, but {type(self.dynamics).__name__} takes "

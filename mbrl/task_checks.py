@@ -9,10 +9,11 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.checks import fail, gap, same
+from mbrl.errors import ContractError
 from mbrl.problem import Box
 from mbrl.protocols import Dynamics, Task
 
-NOT_FINITE = "a division by zero, a root of 0, or the NaN of another branch of a product (use torch.where)"
+_NOT_FINITE = "a division by zero, a root of 0, or the NaN of another branch of a product (use torch.where)"
 
 
 class TaskWorld(Protocol):
@@ -49,6 +50,10 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
     Raises:
         ContractError: with what was needed, what came and what is most likely wrong.
     """
+    if not world.actions.bounded:
+        raise ContractError(
+            "check_task draws actions, so it needs finite bounds. Give finite ones: Box(low, high)."
+        )
     user = f"The task {type(world.task).__name__} of {world.name}"
     task, dynamics, env = world.task, world.dynamics(threads=1), world.make()
     generator = torch.Generator().manual_seed(seed)
@@ -65,6 +70,7 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
             if k == 0:
                 end = task.terminated(y)
                 check_value(user, "terminated", end, ())
+                check_finite(user, "end", end, "at the first state")
                 ended_at_once = bool(end)
             u = _random_action(world.actions, generator).to(world.action_dtype)
             obs, reward, terminated, truncated, info = env.step(u.numpy())
@@ -85,13 +91,8 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
                 )
             value = task.reward(y, u, y_next)
             check_value(user, "reward", value, ())
-            if not torch.isfinite(value):
-                fail(
-                    user,
-                    "finite rewards",
-                    f"the reward is {float(value)} in step {k} after the action {u.tolist()}",
-                    NOT_FINITE,
-                )
+            moment = f"in step {k} after the action {u.tolist()}"
+            check_finite(user, "reward", value, moment)
             if abs(float(value) - float(reward)) > 1e-6 * max(1.0, abs(float(reward))):
                 fail(
                     user,
@@ -101,6 +102,7 @@ def check_task(world: TaskWorld, *, steps: int = 200, seed: int = 0) -> list[str
                 )
             end = task.terminated(y_next)
             check_value(user, "terminated", end, ())
+            check_finite(user, "end", end, moment)
             if bool(end) != bool(terminated):
                 fail(
                     user,
@@ -162,6 +164,15 @@ def check_value(user: str, what: str, value: object, shape: tuple[int, ...]) -> 
             f"it returned {tuple(value.shape)}",
             "y[0] in place of y[..., 0], or a sum without dim=-1",
         )
+
+    if what == "reward" and not value.is_floating_point():
+        fail(user, "reward to return floats", f"it returned {value.dtype}", "a comparison without .to(y)")
+
+
+def check_finite(user: str, what: str, value: Tensor, moment: str) -> None:
+    """Refuse a reward or an end () that is NaN or infinite."""
+    if not torch.isfinite(value):
+        fail(user, f"finite {what}s", f"the {what} is {float(value)} {moment}", _NOT_FINITE)
 
 
 def _check_batches(user: str, task: Task, ys: Tensor, us: Tensor) -> None:

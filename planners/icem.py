@@ -65,6 +65,7 @@ class ICEM(SamplingPlanner[ICEMState]):
         check_range(self, 1e-6, 1e3, "std")
         check_range(self, 0.0, 1.0, "alpha", "keep")
         check_range(self, 1.0, 1e3, "decay")
+        check_range(self, 0.0, 10.0, "beta")
         if not 2 <= self.elites <= self.population // 2:
             raise ContractError(
                 f"ICEM needs 2 ≤ elites ≤ population / 2, but got {self.elites} and {self.population}."

@@ -44,8 +44,9 @@ class MPPI(SamplingPlanner[SamplingState]):
         SamplingPlanner.__post_init__(self)
         check_range(self, 1e-6, 1e3, "std")
         check_range(self, 0.0, 1.0, "action_cost")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ContractError(f"MPPI needs a temperature above 0, or None, but got {self.temperature}.")
+        check_range(self, 0.0, 10.0, "beta")
+        if self.temperature is not None:
+            check_range(self, 1e-12, 1e12, "temperature")
         if not 0 < self.effective_share < 1:
             raise ContractError(f"MPPI needs effective_share in (0, 1), but got {self.effective_share}.")
 
@@ -92,22 +93,23 @@ def path_integral_weights(cost: Tensor, temperature: Tensor, penalty: Tensor | f
 def auto_temperature(cost: Tensor, share: float) -> Tensor:
     """λ (M,) at which the effective sample size of exp(−cost/λ) is `share` of the finite candidates, at least 1.
 
-    Bisection on log λ between 1e-6 and 1e6 times the spread of the costs, which the effective sample
-    size grows with.
+    The effective sample size grows with λ. Bisection on log λ between a hundredth of the smallest excess over
+    the lowest cost, where only the lowest counts, and a million times the largest, where all count alike.
     """
     finite = torch.isfinite(cost)
     count = finite.sum(-1)
     lowest = torch.where(finite, cost, torch.inf).min(-1, keepdim=True).values
     excess = torch.where(finite, cost - lowest, 0.0)
-    spread = excess.sum(-1) / count.clamp(min=1)
-    spread = torch.where(spread > 0, spread, 1.0)
     target = (share * count).clamp(min=1.0)
-    low = torch.full_like(spread, -6.0)
-    high = torch.full_like(spread, 6.0)
+    largest = excess.amax(-1).clamp(max=torch.finfo(cost.dtype).max)
+    largest = torch.where(largest > 0, largest, 1.0)
+    smallest = torch.where(excess > 0, excess, largest[:, None]).amin(-1)
+    low = smallest.clamp(min=1e3 * torch.finfo(cost.dtype).tiny).log10() - 2.0
+    high = largest.log10() + 6.0
     for _ in range(40):
         middle = (low + high) / 2
-        w = torch.where(finite, torch.exp(-excess / (spread * 10**middle)[:, None]), 0.0)
+        w = torch.where(finite, torch.exp(-excess / 10 ** middle[:, None]), 0.0)
         effective = w.sum(-1) ** 2 / (w**2).sum(-1).clamp(min=1e-30)
         low = torch.where(effective < target, middle, low)
         high = torch.where(effective < target, high, middle)
-    return spread * 10 ** ((low + high) / 2)
+    return 10 ** ((low + high) / 2)

@@ -103,6 +103,10 @@ class SamplingPlanner(ABC, Generic[S]):
                 f"{name} samples within the action bounds, but low = {problem.actions.low.tolist()}, "
                 f"high = {problem.actions.high.tolist()} are not all finite. Give finite bounds: Box(low, high)."
             )
+        if problem.constraints:
+            raise UnsupportedProblem(
+                f"{name} ignores constraints. Use a planner that holds them, or put them into the cost, as a penalty."
+            )
         if not hasattr(problem.dynamics, "realize"):
             remedy = "A Dynamics has nx, nu, ny, dt, step(x, u, k) and output(x); see mbrl.protocols."
             require(name, "dynamics", problem.dynamics, ("step", "output"), remedy)

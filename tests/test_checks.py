@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mbrl import ContractError, check_dynamics, check_task
+from mbrl import ContractError, TaskCost, check_dynamics, check_task
 from mbrl.envs import World, gym_world, mjcf_world
 from mbrl.envs.gym_tasks import TASKS
 from tests.problems import DoubleIntegrator, Noisy, Windy, seeded
@@ -268,6 +268,15 @@ def upright(y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
             {"reward": lambda y, u, n: upright(y, u, n) * torch.nan},
             "the reward is nan in step 0 after the action [",
         ),
+        ({"reward": lambda y, u, n: n[..., 1].abs() < 0.5}, "floats, but it returned torch.bool"),
+        (
+            {"terminated": lambda n: n[..., 1] * torch.nan},
+            "finite ends, but the end is nan at the first state",
+        ),
+        (
+            {"terminated": lambda n: torch.where(n[..., 3] == 0, 0.0, torch.nan)},
+            "finite ends, but the end is nan in step 0 after the action [",
+        ),
         ({"reward": lambda y, u, n: upright(y, u, n) + 1e-3}, "the reward of the environment"),
         (
             {"terminated": lambda n: n[..., 1].abs() > -1.0},
@@ -316,6 +325,11 @@ def test_check_task_finds_another_model() -> None:
             {"reward": lambda y, u, n: upright(y, u, n) * torch.nan},
             "The task Wrong of cart needs finite rewards, but the reward is nan in step 0 after the action [0.5]",
         ),
+        (
+            {"terminated": lambda n: n[..., 1] * torch.nan},
+            "The task Wrong of cart needs finite ends, but the end is nan in step 0 after the action [0.5]",
+        ),
+        ({"reward": lambda y, u, n: n[..., 1] < 0.5}, "floats, but it returned torch.bool"),
     ],
 )
 def test_environments_check_their_task(members: dict[str, Any], text: str) -> None:
@@ -342,3 +356,15 @@ def test_check_task_warns() -> None:
 class Costly(Upright):
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         return super().reward(y, u, y_next) - 1.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "got"),
+    [(None, "NoneType"), (np.zeros(3), "ndarray"), (torch.zeros(3, dtype=torch.bool), "torch.bool")],
+)
+def test_planning_names_a_reward_that_cannot_be_negated(reward: Any, got: str) -> None:
+    cost = TaskCost(Wrong(reward=lambda y, u, n: reward))
+    with pytest.raises(
+        ContractError, match=f"reward of Wrong must return a tensor of floats, but it returned {got}"
+    ):
+        cost.stage(X[:3], U[:3], X[:3], 0, None)

@@ -82,6 +82,16 @@ def test_a_run_leaves_config_metrics_and_report(tmp_path: Path) -> None:
     assert not (out / "run.lock").exists()
 
 
+def test_exact_plans_with_the_plant(tmp_path: Path) -> None:
+    options = [*TINY, "--env", "pup-walk", "--planner", "mppi", "--planner.population", "4", "--steps", "3"]
+    for exact, where in ((["--exact"], "in the true simulator"), ([], "in a cheaper model of the plant")):
+        out = tmp_path / where
+        assert cli.main([*options, *exact, "--out", str(out)]) == 0
+        errors = [float(row["state_error"]) for row in rows(out)[1:]]
+        assert all(error == 0 for error in errors) == bool(exact)
+        assert where in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_seed_gives_the_same_run(tmp_path: Path) -> None:
     returns = []
     for n in range(2):
@@ -128,6 +138,7 @@ def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
         (["mpc", "--planner", "cem", "--planner.population", "1"], "population ≥ 2"),
         (["mpc", "--steps", "0"], "steps ≥ 1"),
         (["mpc", "--replan-every", "40"], "replan_every"),
+        (["mpc", "--exact", "--model", "runs/model"], "give one of them"),
         (["mpc", "--budget-ms", "inf"], "finite budget_ms > 0"),
         (["mpc", "--budget-ms", "nan"], "finite budget_ms > 0"),
         (["mpc", "--budget-ms", "0"], "finite budget_ms > 0"),
@@ -286,7 +297,8 @@ def test_an_unexpected_error_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.
     assert len(rows(tmp_path / "run")) == 3
 
 
-def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_writes_the_report(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [
         sys.executable,
@@ -305,7 +317,7 @@ def test_ctrl_c_finishes_the_step_and_writes_the_report(tmp_path: Path) -> None:
     while not ((out / "metrics.csv").exists() and len((out / "metrics.csv").read_text().splitlines()) > 3):
         assert process.poll() is None and time.monotonic() < patience, process.communicate()[0]
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130, shown
     assert "interrupted after" in (out / "report.html").read_text(encoding="utf-8")

@@ -1,15 +1,22 @@
 """The Python on the documentation pages runs, page by page, from top to bottom."""
 
 import json
+import math
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from mbrl.experiments.benchmarks import manipulation_and_balance, readme
+from mbrl.envs import mjcf_world
+from mbrl.experiments.benchmarks import fidelity, manipulation_and_balance, readme
 from mbrl.experiments.benchmarks.record import RESULTS
+from tests.test_mujoco import CART, Upright
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -48,6 +55,28 @@ def test_local_links_lead_somewhere(page: Path) -> None:
 
 def section(text: str, name: str) -> str:
     return text.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+
+
+def test_nan_is_no_exact_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Upright):
+        def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
+            return super().reward(y, u, y_next) * torch.nan
+
+    config = fidelity.Config(random_steps=2)
+    world = replace(mjcf_world("cart", CART, Upright()), task=Lost())
+    errors = fidelity.task_errors(world, np.float32, config)
+    assert math.isnan(errors["reward"]) and errors["observation"] == 0
+
+    errors["observation"] = math.nan
+    case = {
+        "config": vars(config),
+        "state_error": {"1": 0.0, "2": math.nan},
+        "float32": errors,
+        "float64": errors,
+    }
+    monkeypatch.setattr(readme, "load", lambda _: [{"worlds": {"cart": case}}])
+    text = readme.fidelity()
+    assert "exactly 0 in 0 of 1 worlds" in text and "observation | within nan" in text
 
 
 def test_readme_is_filled_from_the_result_files(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_task_that_was_not_learned_is_refused(
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["--kappa", "1"], "kappa are settings of a learned model"),
+        (["--kappa", "1"], "needs a learned model for kappa"),
         (["--model", "x", "--kappa", "1", "--propagation", "mean"], "kappa needs 2 particles"),
         (["--model", "x", "--particles", "1", "--propagation", "moments"], "moments needs 2 particles"),
         (["--model", "x", "--learned-task", "--propagation", "mean"], "A learned task needs particles"),

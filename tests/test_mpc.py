@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -21,6 +23,7 @@ from mbrl import (
     PlanWarning,
     Policy,
     Problem,
+    RandomPolicy,
     UnsupportedProblem,
 )
 from mbrl.planners import ICEM
@@ -231,6 +234,64 @@ def test_plans_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
         mpc(planner, replan_every=2)(X)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"actions": np.zeros((2, 5, 1))}, r"actions (M, H, nu) = (2, 5, 1), but returned a ndarray"),
+        ({"cost": None}, "cost (M,) = (2,), but returned a NoneType"),
+        ({"cost": torch.zeros(2, 1)}, "cost (M,) = (2,), but returned (2, 1)"),
+        ({"cost": torch.tensor(0.0)}, "cost (M,) = (2,), but returned ()"),
+        ({"states": torch.zeros(2, 5, 2)}, "x0 first, = (2, 6, 2), but returned (2, 5, 2)"),
+        ({"states": torch.zeros(2, 6, 3)}, "x0 first, = (2, 6, 2), but returned (2, 6, 3)"),
+        ({"length": [5, 5]}, "length (M,) = (2,), but returned a list"),
+    ],
+)
+def test_malformed_plans_are_refused(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ContractError, match=re.escape(text)):
+        mpc(Scripted(spoil=lambda n, plan: replace(plan, **change)))(X)
+
+
+def test_a_planner_returns_a_plan_and_a_state() -> None:
+    class Forgetful(Scripted):
+        def plan(self, *given: Any, **options: Any) -> Any:
+            return None
+
+    with pytest.raises(
+        ContractError, match="Forgetful.plan must return a Plan and the next state, but returned a NoneType"
+    ):
+        mpc(Forgetful())(X)
+
+
+@pytest.mark.parametrize("state", [None, {"rounds": X}, Counted(torch.zeros(2), torch.zeros(()))])
+def test_states_that_could_not_be_reset_by_rows_are_refused(state: Any) -> None:
+    class Own(Scripted):
+        def init(self, *given: Any, **options: Any) -> Any:
+            return state
+
+    with pytest.raises(ContractError, match="Own needs a state"):
+        mpc(Own())(X)
+
+
+def test_masks_have_one_bool_per_problem() -> None:
+    policy = mpc(Scripted())
+    policy(X)
+    for mask in (torch.tensor([True]), torch.tensor([1, 0]), torch.tensor(True)):
+        with pytest.raises(ContractError, match=r"one bool per problem, \(M,\) = \(2,\), but got"):
+            policy.reset(mask)
+    policy(X)
+    policy.reset(np.array([True, False]))  # type: ignore[arg-type]
+    assert policy(X)[:, 0].tolist() == [1.0, 3.0]
+
+
+def test_the_number_of_problems_changes_by_a_reset_only() -> None:
+    policy = mpc(Scripted())
+    policy(X)
+    with pytest.raises(ContractError, match=r"plans for M = 2 problems, but got 1 states. Call reset\(\)"):
+        policy(X[:1])
+    policy.reset()
+    assert policy(X[:1]).shape == (1, 1)
+
+
 def test_a_mismatch_fails_when_it_is_built() -> None:
     with pytest.raises(UnsupportedProblem, match="discount 1"):
         mpc(Scripted(), discount=0.9)
@@ -277,6 +338,12 @@ def test_predicted_cost_is_the_stage_cost_of_the_action_taken() -> None:
             torch.testing.assert_close(policy.report.predicted_cost, wanted)
 
 
+def test_params_are_given_for_every_problem() -> None:
+    policy = mpc(Scripted(), params=torch.zeros(3, 6, 1, dtype=torch.float64))
+    with pytest.raises(ContractError, match=r"params .* for M = 2 problems, but got \(3, 6, 1\)"):
+        policy(X)
+
+
 def test_shorter_plans_are_followed_and_fallen_back_on() -> None:
     def spoil(n: int, plan: Plan) -> Plan:
         short = replace(plan, actions=plan.actions[:, :2], states=None, length=torch.full((2,), 2))
@@ -284,6 +351,16 @@ def test_shorter_plans_are_followed_and_fallen_back_on() -> None:
 
     policy = mpc(Scripted(spoil=spoil))
     assert [policy(X)[0, 0].item() for _ in range(4)] == pytest.approx([1.0, 1.01, 1.01, 1.01])
+
+
+def test_a_shorter_plan_that_cannot_be_used_meets_a_reset_of_some_rows() -> None:
+    def spoil(n: int, plan: Plan) -> Plan:
+        return plan if n == 1 else Plan(plan.actions[:, :2], plan.cost + math.inf, length=torch.full((2,), 2))
+
+    policy = mpc(Scripted(spoil=spoil))
+    policy(X)
+    policy.reset(torch.tensor([True, False]))
+    assert policy(X)[:, 0].tolist() == pytest.approx([0.0, 1.01])
 
 
 def test_closed_loop_reaches_the_origin() -> None:
@@ -306,3 +383,8 @@ def test_estimators() -> None:
         full(X, {"time": 0.0, "reward": 1.0}, None)
     seen = Observed(torch.float32)(torch.ones(4), None, None)
     assert seen.shape == (1, 4) and seen.dtype == torch.float32
+
+
+def test_random_actions_for_one_observation_and_for_many() -> None:
+    policy = RandomPolicy(box(3, 2.0), generator=seeded())
+    assert policy(torch.zeros(17)).shape == (1, 3) and policy(torch.zeros(5, 17)).shape == (5, 3)

@@ -65,6 +65,14 @@ def test_offset_and_scale_of_the_cost_do_not_matter(values: list[float], offset:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_absurd_cost_does_not_blur_the_others(dtype: torch.dtype) -> None:
+    cost = torch.rand(2, 40, generator=seeded(), dtype=dtype)
+    cost[1, 3] = 1e30
+    weights = path_integral_weights(cost, auto_temperature(cost, 0.1))
+    assert effective(weights).tolist() == pytest.approx([4.0, 4.0], rel=1e-3)
+
+
 def test_costs_that_are_not_finite_weigh_nothing() -> None:
     cost = torch.tensor([[torch.inf, 1.0, 2.0, torch.inf], [torch.inf] * 4, [3.0] * 4], dtype=torch.float64)
     temperature = auto_temperature(cost, 0.5)

@@ -97,7 +97,7 @@ def test_predictions_equal_the_environment(name: str) -> None:
     env = world.make()
     _, info = env.reset(seed=3)
     try:
-        for u in actions(world, 20):
+        for u in actions(world, 20).float().double():
             x = torch.as_tensor(info["state"])
             obs, reward, terminated, _, info = env.step(u.numpy())
             x_next = torch.as_tensor(info["state"])
@@ -176,6 +176,18 @@ def test_actions_are_rounded_as_the_environment_rounds_them() -> None:
     x, u = state(fine, [0.0, 0.1], [0.0, 0.0]), torch.tensor([1 / 3], dtype=torch.float64)
     assert torch.equal(rough.step(x, u, 0), fine.step(x, u.float().double(), 0))
     assert not torch.equal(rough.step(x, u, 0), fine.step(x, u, 0))
+
+
+@pytest.mark.parametrize("name", ["cart", "HalfCheetah-v5"])
+def test_plans_in_float64_are_rounded_alike_by_planner_and_environment(name: str) -> None:
+    world = mjcf_world("cart", CART, Upright()) if name == "cart" else gym_world(name)
+    env = world.make()
+    _, info = env.reset(seed=0)
+    u = torch.full_like(world.actions.high, 1 / 3)
+    predicted = world.dynamics(threads=1).step(torch.as_tensor(info["state"]), u)
+    _, _, _, _, info = env.step(u.numpy())
+    env.close()
+    assert torch.equal(predicted, torch.as_tensor(info["state"]))
 
 
 def test_diverged_rows_are_nan_and_only_those() -> None:
@@ -273,6 +285,16 @@ def test_wrong_sizes_are_named() -> None:
         dynamics.step(x[:-1], torch.zeros(1, dtype=torch.float64), 0)
     with pytest.raises(ContractError, match="frame_skip ≥ 1"):
         MujocoDynamics(dynamics.model, dynamics.layout, frame_skip=0)
+    with pytest.raises(ContractError, match="threads ≥ 0"):
+        MujocoDynamics(dynamics.model, dynamics.layout, threads=-1)
+
+
+@pytest.mark.parametrize("flag", ["sleep", "ipc"])
+def test_steps_that_depend_on_more_than_the_state_are_refused(flag: str) -> None:
+    option = '<option timestep="0.01"'
+    odd = CART.replace(option + "/>", f'{option} integrator="discrete"><flag {flag}="enable"/></option>')
+    with pytest.raises(ContractError, match=f'this one has <flag {flag}="enable"/>. Remove it'):
+        mjcf_world("cart", odd, Upright()).dynamics()
 
 
 @pytest.mark.parametrize("fields", [("qpos", "qvel"), ("qpos", "qvel", "cfrc_ext")])
@@ -347,6 +369,9 @@ def test_scaled_models() -> None:
     assert heavy.dof_M0[0] == pytest.approx(2 * model.dof_M0[0])  # a derived constant
     with pytest.raises(UnknownName, match="body_mass"):
         scaled_model(model, {"body_mas": 2.0})
+    for factor in (-1.0, np.nan, np.inf):
+        with pytest.raises(ContractError, match=f"factors ≥ 0, but got {factor} for body_mass"):
+            scaled_model(model, {"body_mass": factor})
     for name in ("opt", "nq", "geom_type", "names"):
         with pytest.raises(UnknownName, match=f"no MjModel field of floats called '{name}'"):
             scaled_model(model, {name: 1.1})
@@ -407,6 +432,8 @@ def test_layout_reads_what_its_names_say() -> None:
         (("qpos/9",), UnknownName, "9"),
         (("qacc/slide",), ContractError, "'qacc' has no rows by name"),
         (("qpos", "qpos"), ContractError, "each field once"),
+        ("qpos", ContractError, "a sequence of fields, .* but got 'qpos'"),
+        ((), ContractError, "a sequence of fields"),
         (("mocap_pos/cart",), ContractError, "'cart' is none; those that are: goal"),
     ],
 )
@@ -454,6 +481,7 @@ class Endless:
         ),
         (CART, lambda model, layout: Endless(), {}, "Endless lacks terminated"),
         (CART, 3, {}, "int lacks reward and terminated"),
+        (CART, Upright, {}, r"but the class Upright takes nothing. Give Upright\(\)"),
         (CART, Upright(), {"frame_skip": 0}, "cart needs frame_skip ≥ 1, but got 0"),
         ("<mujoco/>", Upright(), {}, "no actuators"),
         (CART, Upright(), {"actions": box(2, 1.0)}, "actions of size 1, but got a Box of size 2"),
@@ -481,6 +509,8 @@ def test_controls_without_bounds() -> None:
     endless = mjcf_world("cart", free, Upright(), actions=box(1, torch.inf))
     with pytest.raises(UnsupportedProblem, match="not all finite"):
         CEM().check(endless.problem(3))
+    with pytest.raises(ContractError, match="check_task draws actions, so it needs finite bounds"):
+        check_task(endless)
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -499,7 +529,7 @@ def test_float32_actions_stay_inside_the_bounds(explicit: bool) -> None:
     assert mjcf_world("cart", CART, Upright(), actions=box(1, 1e300)).actions.bounded
 
 
-def test_planning_models_may_number_their_objects_differently() -> None:
+def test_planning_models_may_number_their_sites_differently() -> None:
     other = '<site name="base" pos="0 0 0.1"/>'
     tip = '<site name="tip" pos="0 0 0.5"/>'
     world = mjcf_world("cart", CART.replace(tip, tip + other), Upright(), ("qpos", "site_xpos/tip"))
@@ -545,6 +575,36 @@ def test_another_plant_has_the_same_state_and_time_step() -> None:
         world.with_model(load_mjcf(CART.replace('<joint name="hinge" type="hinge" axis="0 1 0"/>', "")))
 
 
+ARMS = """
+<mujoco>
+  <option gravity="0 0 0"/>
+  <worldbody>
+    <body name="A"><joint name="A" axis="0 1 0"/><geom size="0.1"/></body>
+    <body name="B"><joint name="B" axis="0 1 0"/><geom size="0.1"/></body>
+  </worldbody>
+  <actuator><motor joint="A" ctrlrange="-1 1"/><motor joint="B" ctrlrange="-1 1"/></actuator>
+</mujoco>
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ('body name="A"', "bodies in the plant's order, world, A, B, but has world, B, A"),
+        ('joint name="A"', "joints in the plant's order, A, B, but has B, A"),
+        ('motor joint="A"', "actuators in the plant's order, one on A, one on B, but has one on B, one on A"),
+    ],
+)
+def test_other_models_number_their_joints_and_actuators_alike(part: str, text: str) -> None:
+    world = mjcf_world("arms", ARMS, Upright())
+    other = part.replace("A", "B")
+    swapped = load_mjcf(ARMS.replace(part, "@").replace(other, part).replace("@", other))
+    with pytest.raises(ContractError, match=f"A plant for arms needs the plant's {text}"):
+        world.with_model(swapped)
+    with pytest.raises(ContractError, match=f"A planning model for arms needs the plant's {text}"):
+        world.dynamics(model=swapped)
+
+
 def test_planning_models_may_differ_in_what_the_state_does_not_show() -> None:
     world = mjcf_world("cart", CART, Upright(), frame_skip=2)
     fine = load_mjcf(CART.replace('timestep="0.01"', 'timestep="0.005"'))
@@ -554,6 +614,11 @@ def test_planning_models_may_differ_in_what_the_state_does_not_show() -> None:
         world.dynamics(model=load_mjcf(CART.replace('timestep="0.01"', 'timestep="0.015"')))
     with pytest.raises(ContractError, match="nq, nv"):
         world.dynamics(model=load_mjcf(CART.replace('<joint name="hinge" type="hinge" axis="0 1 0"/>', "")))
+
+
+def test_worlds_of_mjcf_take_no_options_that_they_would_ignore() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'render_mode'"):
+        mjcf_world("cart", CART, Upright()).make(render_mode="human")
 
 
 def test_tasks_may_be_made_from_the_model_and_layout() -> None:

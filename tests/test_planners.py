@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 import mbrl.planners
 from mbrl import (
     Box,
+    Constraint,
     ContractError,
     Discrete,
     Evaluation,
@@ -197,6 +198,8 @@ def test_what_is_missing_is_named(planner: SamplingPlanner[Any]) -> None:
     infinite = Problem(DoubleIntegrator(), Quadratic(), box(1, torch.inf), 3)
     with pytest.raises(UnsupportedProblem, match="not all finite"):
         planner.check(infinite)
+    with pytest.raises(UnsupportedProblem, match="ignores constraints. Use a planner that holds them"):
+        planner.check(lq_problem(constraints=(Constraint(lambda y, u, k, p: y[..., 0]),)))
 
     class Stepless:
         nx, nu, ny, dt = 2, 1, 2, 0.1
@@ -284,7 +287,12 @@ def test_a_guess_or_start_of_a_wrong_shape_is_refused(planner: SamplingPlanner[A
         (lambda: CEM(budget_ms=float("inf")), "finite budget_ms"),
         (lambda: CEM(budget_ms=float("nan")), "finite budget_ms"),
         (lambda: CEM(budget_ms=-5.0), "finite budget_ms"),
-        (lambda: MPPI(temperature=0.0), "temperature above 0"),
+        (lambda: MPPI(temperature=0.0), "temperature in"),
+        (lambda: MPPI(temperature=1e-320), "temperature in"),
+        (lambda: MPPI(temperature=float("inf")), "temperature in"),
+        (lambda: MPPI(beta=-1.0), r"beta in \[0, 10\]"),
+        (lambda: ICEM(beta=float("nan")), r"beta in \[0, 10\]"),
+        (lambda: ICEM(beta=1e3), r"beta in \[0, 10\]"),
         (lambda: MPPI(effective_share=1.0), "effective_share"),
         (lambda: RandomShooting(population=1), "population ≥ 2"),
         (lambda: RandomShooting(knot_spacing=0), "knot_spacing ≥ 1"),

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mbrl import MPC, FullState
 from mbrl.envs import make_world
-from mbrl.errors import MissingExtra
+from mbrl.errors import MissingExtra, RunFolderError
 from mbrl.experiments import charts, mpc, replay, report, video
 from mbrl.experiments.recording import Recording, tracked_body, walks
 from mbrl.planners import CEM, PredictiveSampling
@@ -93,6 +93,16 @@ def test_scene_holds_what_mujoco_computes(recording: Recording) -> None:
     assert scene["returns"][-1] == pytest.approx(recording.rows[-1]["return"], abs=1e-3)
 
 
+@pytest.mark.parametrize("geom", ['<geom type="plane" size="1 1 1"/>', ""])
+def test_the_camera_copes_with_nothing_to_see(geom: str) -> None:
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><worldbody>{geom}<body><joint/><geom size="0.1" rgba="0 0 0 0"/></body></worldbody></mujoco>'
+    )
+    visible = [g for g in range(model.ngeom) if replay.shape(model, g) is not None]
+    view = replay.view(model, np.zeros((len(visible), 7)), visible, np.zeros(3))
+    assert np.isfinite([*view["target"], *view["offset"], view["distance"]]).all() and view["distance"] > 0
+
+
 def test_hull_of_a_mesh_encloses_it_and_points_outward() -> None:
     box = "-1 -1 -1  1 -1 -1  1 1 -1  -1 1 -1  -1 -1 1  1 -1 1  1 1 1  -1 1 1"
     model = mujoco.MjModel.from_xml_string(
@@ -146,6 +156,13 @@ def test_a_report_copes_with_a_diverged_last_step(recording: Recording, tmp_path
     text = report.write_report(lost, config, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "physics diverged in step 3" in text and ">nan" not in text
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_report(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "report.part").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match="report.html cannot be written: No space left on device"):
+        report.write_report(recording, mpc.Config(planner=CEM(), env="Reacher-v5"), tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_charts_survive_odd_numbers() -> None:

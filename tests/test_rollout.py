@@ -338,6 +338,8 @@ def test_wrong_shapes_are_named(where: str) -> None:
     ("options", "text"),
     [
         ({"horizon": 0}, "horizon of at least 1"),
+        ({"termination_cost": torch.nan}, "a finite termination_cost, but got nan"),
+        ({"risk": "mean"}, r"a Risk, such as Mean\(\) .* but got 'mean'"),
         ({"particles": 0}, "at least 1 particle"),
         ({"discount": 0.0}, r"discount in \(0, 1\]"),
         ({"discount": math.nan}, r"discount in \(0, 1\]"),

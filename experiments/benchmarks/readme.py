@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import scipy.stats
 
 from mbrl.envs import WORLDS
@@ -44,22 +45,27 @@ def fidelity() -> str:
     if result is None:
         return ""
     cases = result["worlds"]
-    exact = [name for name, case in cases.items() if max(case["state_error"].values()) == 0]
+    exact = [
+        name for name, case in cases.items() if all(error == 0 for error in case["state_error"].values())
+    ]
+    mpc_steps, random_steps = (
+        min(case["config"][name] for case in cases.values()) for name in ("mpc_steps", "random_steps")
+    )
     wrong = sum(case[kind]["wrong_ends"] for case in cases.values() for kind in ("float32", "float64"))
     ends = sum(case[kind]["ends"] for case in cases.values() for kind in ("float32", "float64"))
 
     def worst(kind: str, what: str) -> str:
-        return f"{max(case[kind][what] for case in cases.values()):.1e}"
+        return f"{np.max([case[kind][what] for case in cases.values()]):.1e}"  # NaN is the worst
 
     return table(
         ("what", "measured"),
         (
             (
-                f"predicted = realised state, {result['config']['mpc_steps']} MPC steps, 1 and 2 threads",
+                f"predicted = realised state, {mpc_steps} MPC steps, 1 and 2 threads",
                 f"difference exactly 0 in {len(exact)} of {len(cases)} worlds",
             ),
             (
-                f"reward, {result['config']['random_steps']:,} random steps",
+                f"reward, {random_steps:,} random steps",
                 f"within {worst('float64', 'reward')} (float64 actions), {worst('float32', 'reward')} (float32)",
             ),
             ("observation", f"within {worst('float64', 'observation')}"),
