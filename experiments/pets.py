@@ -286,8 +286,14 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                 if fitted:
                     tic = time.perf_counter()
                     fit = agent.fit()
-                    fits += 1
                     run.log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
+                    run.say(fit.stopped)
+                    if fits == 0 and not learned(fit):
+                        raise ContractError(
+                            f"The first fit gave no model to plan with: {fit.stopped}. "
+                            "Lower the learning rate, --fit.learning-rate."
+                        )
+                    fits += 1
                     collector.policy = agent.policy
                 if fits and (len(some.returns) or agent.member not in agent.model.elites.tolist()):
                     agent.believe()
@@ -314,6 +320,14 @@ def due(config: Config[Any], step: int, fits: int, some: Collected) -> bool:
     if config.refit == "once":
         return False
     return len(some.returns) > 0 if config.refit == "episode" else step % config.refit < config.envs
+
+
+def learned(fit: Fit) -> bool:
+    """Whether each network that answers came through an epoch with finite numbers."""
+    return all(
+        any(math.isfinite(epoch.train[e]) and math.isfinite(epoch.holdout[e]) for epoch in fit.epochs)
+        for e in fit.elites
+    )
 
 
 def summary(fit: Fit) -> dict[str, float]:

@@ -96,6 +96,10 @@ class TrainingRun:
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._console.print(f"  {self.step:>6} {kind}: {text}", highlight=False)
 
+    def say(self, text: str) -> None:
+        """A line for whoever watches, of the current step."""
+        self._console.print(f"  {self.step:>6} {text}", highlight=False, markup=False, soft_wrap=True)
+
     @property
     def unsaved(self) -> bool:
         """Whether there are transitions since the last checkpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from mbrl import ContractError
 from mbrl.checkpoints import Checkpoints, unpack
@@ -232,6 +234,32 @@ def test_a_damaged_checkpoint_names_the_newest_good_one(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=f"step {steps[-2]}"):
         pets.main(pets.config_of(folder), resume=folder)
+
+
+def test_a_first_fit_that_diverges_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--fit.learning-rate", "1e30", "--fit.clip", "1e30"]
+    assert cli.main([*WORDS, *wild, "--out", str(tmp_path / "run")]) == 1
+    shown = capsys.readouterr()
+    assert "members [0, 1] diverged in epoch 0" in shown.out
+    assert "The first fit gave no model" in shown.err and "--fit.learning-rate" in shown.err
+    assert not (tmp_path / "run" / "checkpoints").exists()  # and nothing untrained was saved
+
+
+def test_a_later_fit_that_diverges_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = pets.Agent.fit
+
+    def spoil(self: pets.Agent) -> Any:
+        wild = bool(self.model.input_mean.any())  # it was fitted before
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"] = 1e30 if wild else group["lr"]
+        return fit(self)
+
+    monkeypatch.setattr(pets.Agent, "fit", spoil)
+    console = Console(record=True, width=200, file=io.StringIO())
+    folder = pets.main(pets.Config(**TINY, refit=20, steps=40, out=tmp_path / "run"), console)
+    said = console.export_text()
+    assert "all 2 epochs are done" in said and "diverged in epoch" in said
+    assert all(value.isfinite().all() for value in pets.load_model(folder).state_dict().values())
 
 
 def test_learns_to_balance(tmp_path: Path) -> None:
