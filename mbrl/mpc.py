@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, PlanWarning
+from mbrl.estimators import Padded
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Estimator, Planner
 
@@ -27,7 +28,8 @@ class MPCReport:
         plan_ms: time spent in the planner; 0 where an old plan was followed.
         state_error: (M,) max |predicted − realised| of the state x that was just reached, or None at first;
             NaN in the first step of a later episode. Exactly 0 where the model is the plant; else it is
-            ruled by solver internals, such as MuJoCo's warm start, that a state may hold.
+            ruled by solver internals, such as MuJoCo's warm start, that a state may hold. What a `Padded` estimator
+            only adds is left out.
         output_error: (M,) the same of the output y, what the task reads.
         predicted_cost: (M,) stage cost that the plan expects of the action returned, or None.
         fallback: (M,) bool, true where the new plan was unusable and the old one was followed.
@@ -136,8 +138,10 @@ class MPC:
         state_error = output_error = None
         if self._plan is not None and self._plan.states is not None:
             expected = self._plan.states[:, self._used]
-            state_error = (expected - x).abs().amax(-1)
-            output_error = (output(expected) - output(x)).abs().amax(-1)
+            # What is not measured cannot be compared.
+            found = self.estimator.completed(x, expected) if isinstance(self.estimator, Padded) else x
+            state_error = (expected - found).abs().amax(-1)
+            output_error = (output(expected) - output(found)).abs().amax(-1)
             if self._restart is not None:  # another episode was not predicted
                 state_error = torch.where(self._restart, torch.nan, state_error)
                 output_error = torch.where(self._restart, torch.nan, output_error)
