@@ -144,6 +144,8 @@ def parse(argv: list[str]) -> Any:
     train = rest[:1] == ["train"]
     if train and (len(rest) < 2 or rest[1] != "pets"):
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
+    if name is not None and rest and rest[0] in ("fit", "resume", "eval", "list", "check-env"):
+        raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
     if name is None:
         name = "cem" if train else "icem"
     if name not in mpc.PLANNERS:

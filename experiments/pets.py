@@ -31,7 +31,7 @@ from mbrl.estimators import Measured, Padded
 from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
-from mbrl.experiments.training import TrainingRun
+from mbrl.experiments.training import TrainingRun, check_device
 from mbrl.models import (
     TS1,
     Ensemble,
@@ -114,15 +114,24 @@ class Config(Generic[P]):
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.random_steps, self.envs, self.eval_episodes, self.keep) < 1:
+        if min(self.steps, self.envs, self.eval_episodes, self.keep) < 1 or self.random_steps < 2:
             raise ContractError(
-                "Training needs steps, random_steps, envs, eval_episodes and keep ≥ 1, but got "
-                f"{self.steps}, {self.random_steps}, {self.envs}, {self.eval_episodes} and {self.keep}."
+                "Training needs steps, envs, eval_episodes and keep ≥ 1 and random_steps ≥ 2, but got "
+                f"{self.steps}, {self.envs}, {self.eval_episodes}, {self.keep} and {self.random_steps}."
             )
-        if min(self.particles, self.members) < 1 or not 0 <= self.rest < math.inf:
+        if min(self.particles, self.members, *self.hidden) < 1 or not 0 <= self.rest < math.inf:
             raise ContractError(
-                "Training needs particles and members ≥ 1 and a finite rest ≥ 0, but got "
-                f"{self.particles}, {self.members} and {self.rest}."
+                "Training needs particles, members and hidden ≥ 1 and a finite rest ≥ 0, but got "
+                f"{self.particles}, {self.members}, {self.hidden} and {self.rest}."
+            )
+        if self.eval_every < 0 or not 0 <= self.seed < 2**63:
+            raise ContractError(
+                f"Training needs eval_every ≥ 0 and 0 ≤ seed < 2**63, but got {self.eval_every} and {self.seed}."
+            )
+        check_device(self.device)
+        if self.particles < 2 and (self.kappa or self.propagation == "moments"):
+            raise ContractError(
+                f"kappa and propagation moments need 2 particles or more, but got {self.particles}."
             )
         if self.propagation == "thompson" and self.envs > 1:
             raise ContractError(

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mbrl.checkpoints import Checkpoints, pack, unpack
 from mbrl.data import Transition
 from mbrl.datasets import DatasetWriter, load_dataset
-from mbrl.errors import RunFolderError
+from mbrl.errors import ContractError, RunFolderError
 from mbrl.runs import RunFolder, environment, from_plain
 
 
@@ -36,7 +36,8 @@ class TrainingRun:
         columns: of metrics.csv, without step, kind and wall_s.
         metadata: of the data set.
         keep: checkpoints to keep.
-        resume: the folder of the run to go on with. What was written after its newest checkpoint is cut off.
+        resume: the folder of the run to go on with. What was written after its newest checkpoint is cut off; a run
+            that was killed before its first one starts again, which gives the same numbers.
             Warns where versions or thread count differ, since it then goes on, but not number for number.
 
     Raises:
@@ -63,22 +64,29 @@ class TrainingRun:
             self._folder.save_config(config, algorithm=algorithm)
         else:
             _warn_of_changes(resume)
-            self.step, tensors, meta = Checkpoints(resume / "checkpoints").load()
-            self.state = unpack(tensors, meta)
+            if _has_begun(resume):
+                self.step, tensors, meta = Checkpoints(resume / "checkpoints").load()
+                self.state = unpack(tensors, meta)
+                self._started -= self.state["wall_s"]
+            else:
+                console.print(
+                    f"{resume} has no checkpoint yet, so it starts again from its config.json.",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             self._folder = RunFolder(resume, columns, resume_at=self.step)
-            self._started -= self.state["wall_s"]
         self.path = self._folder.path
         self._checkpoints = Checkpoints(self.path / "checkpoints", keep)
         try:
             self._data = DatasetWriter(self.path / "data", metadata)
+            self._data.cut(0 if self.state is None else self.state["transitions"])
             if self.state is not None:
-                self._data.cut(self.state["transitions"])
                 self.recorded = load_dataset(self._data.path).transition
         except BaseException:
             self._folder.close()
             raise
         self._board = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=None if self.state is None else self.step + 1
+            str(self.path / "tensorboard"), purge_step=None if resume is None else self.step + 1
         )
         self._fresh: list[Transition] = []  # since the last checkpoint
         console.print(f"{algorithm} -> {self.path}", highlight=False, soft_wrap=True)
@@ -123,6 +131,23 @@ class TrainingRun:
         self._board.close()
         self._data.close()
         self._folder.close()
+
+
+def check_device(name: str) -> None:
+    """Raise ContractError unless torch can use the device here."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise ContractError(
+            f"A device that torch can use here is needed, but got {name!r}: {reason}. Choose another with --device."
+        ) from error
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has saved its first checkpoint, even if that is lost: its data then have later shards."""
+    shards = list((folder / "data").glob("shard-*.safetensors"))
+    return bool(Checkpoints(folder / "checkpoints").steps()) or len(shards) > 1
 
 
 def config_of(folder: Path, algorithm: str, types: Sequence[type]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,27 @@ def test_rest_draws_plans_to_the_middle() -> None:
         pets.Config(**TINY, propagation="thompson", envs=2)
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--particles", "1", "--kappa", "1"], "kappa and propagation moments need 2 particles"),
+        (["--particles", "1", "--propagation", "moments"], "kappa and propagation moments need 2 particles"),
+        (["--random-steps", "1"], "random_steps ≥ 2"),
+        (["--eval-every", "-5"], "eval_every ≥ 0"),
+        (["--seed", "99999999999999999999"], "seed < 2**63"),
+        (["--seed", "-1"], "0 ≤ seed"),
+        (["--hidden", "8", "0"], "hidden ≥ 1"),
+        (["--device", "warp"], "but got 'warp'"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_there_is_a_folder(
+    words: list[str], answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*WORDS, *words, "--out", str(tmp_path / "run")]) != 0
+    assert answer in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_thompson_stopped_and_resumed_equals_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +221,39 @@ def test_ctrl_c_saves_and_goes_on_exactly(call: int, tmp_path: Path, monkeypatch
     assert state(folder)[0] == 2 * call  # nothing was lost
     pets.main(pets.config_of(folder), resume=folder)
     same(whole, folder)
+
+
+@pytest.mark.parametrize("moment", ["random steps", "first checkpoint"])
+def test_stopped_before_the_first_checkpoint_starts_again(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {**TINY, "refit": 15, "steps": 60, "envs": 2}
+    whole = pets.main(pets.Config(**config, out=tmp_path / "whole"))
+    folder = tmp_path / "cut"
+    calls = iter(range(1, 10_000))
+
+    def fail(*args: Any, **options: Any) -> Any:
+        if moment == "first checkpoint" or next(calls) == 7:
+            raise ZeroDivisionError
+        return collect(*args, **options)
+
+    collect = Collector.collect
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(*((Collector, "collect") if moment == "random steps" else (Checkpoints, "save")), fail)
+        pets.main(pets.Config(**config, out=folder))
+    assert (folder / "data" / "shard-000000.safetensors").exists() == (moment == "first checkpoint")
+    assert cli.main(["resume", str(folder)]) == 0
+    assert "no checkpoint yet, so it starts again" in " ".join(capsys.readouterr().out.split())
+    same(whole, folder)
+
+
+def test_lost_checkpoints_do_not_start_a_run_again(tmp_path: Path) -> None:
+    folder = pets.main(pets.Config(**TINY, refit=20, steps=40, out=tmp_path / "run"))
+    before = rows(folder)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        pets.main(pets.config_of(folder), resume=folder)
+    assert rows(folder) == before
 
 
 def test_killed_at_any_moment_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
