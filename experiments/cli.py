@@ -72,10 +72,12 @@ class Evaluate:
     Attributes:
         folder: of the training run.
         episodes: how many.
+        device: of model and planner; that of the run unless given.
     """
 
     folder: tyro.conf.Positional[Path]
     episodes: int = 10
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -208,7 +210,7 @@ def run(command: Any, console: Console) -> int:
                 config = dataclasses.replace(config, steps=command.steps)
             pets.main(config, console, resume=command.folder)
         case Evaluate():
-            pets.evaluate_run(command.folder, command.episodes, console)
+            pets.evaluate_run(command.folder, command.episodes, console, command.device)
     return 0
 
 

@@ -9,29 +9,28 @@ models", algorithm 1.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from mbrl.checkpoints import Checkpoints, unpack
+from mbrl.checkpoints import check_state
 from mbrl.collect import Collected, Collector
 from mbrl.data import Replay
 from mbrl.envs import make_training_world
-from mbrl.errors import CheckpointError, ContractError
+from mbrl.errors import ContractError
 from mbrl.estimators import Measured, Padded
 from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
-from mbrl.experiments.training import TrainingRun, check_device
+from mbrl.experiments.training import TrainingRun, check_device, fitting
 from mbrl.models import (
     TS1,
     Ensemble,
@@ -44,6 +43,7 @@ from mbrl.models import (
     TSInf,
     from_heads,
 )
+from mbrl.models.storage import _check as check_ensemble
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, SamplingPlanner
 from mbrl.policies import RandomPolicy
@@ -216,28 +216,22 @@ class Agent:
             "member": self.member,
         }
 
+    def load_model(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state)
+        check_ensemble(self.model)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises CheckpointError if the state is of another architecture, or of another version of this program."""
-        with _misfit():
-            self.model.load_state_dict(state["model"])
-            self.trainer.optimizer.load_state_dict(state["optimizer"])
-            if state["member"] is not None:
-                self.believe(state["member"])
-            self.policy.load_state_dict(state["policy"])
-            self.generator.set_state(state["generator"])
-
-
-@contextmanager
-def _misfit() -> Iterator[None]:
-    """A CheckpointError instead of what torch says when weights and architecture do not belong together."""
-    try:
-        yield
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"The checkpoint does not fit what config.json describes: {reason}. It was written by another "
-            "version of this program, or config.json was changed: train again, or restore it."
-        ) from error
+        check_state(
+            "An agent",
+            state,
+            {"model": dict, "optimizer": dict, "policy": dict, "generator": Tensor, "member": int | None},
+        )
+        self.load_model(state["model"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        if state["member"] is not None:
+            self.believe(state["member"])
+        self.policy.load_state_dict(state["policy"])
+        self.generator.set_state(state["generator"])
 
 
 def main(config: Config[Any], console: Console | None = None, *, resume: Path | None = None) -> Path:
@@ -261,12 +255,15 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
         resume=resume,
     ) as run:
         if run.state is not None and run.recorded is not None:
-            fits = run.state["fits"]
-            agent.replay.add(run.recorded)
-            agent.load_state_dict(run.state["agent"])
-            babble.generator.set_state(run.state["babble"])
-            collector.policy = agent.policy if fits else babble
-            collector.load_state_dict(run.state["collector"])
+            with fitting(run.path / "checkpoints" / f"step_{run.step}"):
+                check_state("A run of PETS", run.state, {"fits": int, "babble": Tensor})
+                check_state("A run of PETS", run.state, {"agent": dict, "collector": dict})
+                fits = run.state["fits"]
+                agent.replay.add(run.recorded)
+                agent.load_state_dict(run.state["agent"])
+                babble.generator.set_state(run.state["babble"])
+                collector.policy = agent.policy if fits else babble
+                collector.load_state_dict(run.state["collector"])
 
         def save() -> None:
             state = {
@@ -365,9 +362,9 @@ def evaluate(agent: Agent, episodes: int) -> list[float]:
     return list(first.values())
 
 
-def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
+def evaluate_run(folder: Path, episodes: int, console: Console, device: str | None = None) -> float:
     """Mean return of the newest checkpoint of a run; prints it with its bootstrap interval."""
-    step, agent = load_agent(folder)
+    step, agent = load_agent(folder, **{} if device is None else {"device": device})
     returns = evaluate(agent, episodes)
     mean, (low, high) = statistics.fmean(returns), interval(returns)
     around = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
@@ -375,26 +372,27 @@ def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
     return mean
 
 
-def load_agent(folder: Path) -> tuple[int, Agent]:
-    """The environment steps of a run's newest checkpoint, and the agent as it was then."""
-    config = config_of(folder)
+def load_agent(folder: Path, **changes: Any) -> tuple[int, Agent]:
+    """The environment steps of a run's newest checkpoint, and an agent with the model of then, to be evaluated.
+
+    `changes` are of its config, such as another device.
+    """
+    config = config_of(folder, **changes)
     agent = Agent(config, make_training_world(config.env))
-    step, tensors, meta = Checkpoints(folder / "checkpoints").load()
-    agent.load_state_dict(unpack(tensors, meta)["agent"])
+    step, tree = training.newest(folder)
+    with fitting(folder / "checkpoints" / f"step_{step}"):
+        check_state("An agent", tree["agent"], {"model": dict})
+        agent.load_model(tree["agent"]["model"])
     return step, agent
 
 
 def load_model(folder: Path) -> Ensemble:
     """The model of a run's newest checkpoint, on the CPU wherever it was trained."""
-    config = dataclasses.replace(config_of(folder), device="cpu")
-    model = Agent(config, make_training_world(config.env)).model
-    _, tensors, meta = Checkpoints(folder / "checkpoints").load()
-    with _misfit():
-        model.load_state_dict(unpack(tensors, meta)["agent"]["model"])
-    return model
+    return load_agent(folder, device="cpu")[1].model
 
 
-def config_of(folder: Path) -> Config[Any]:
+def config_of(folder: Path, **changes: Any) -> Config[Any]:
     """What a run was started with; see `training.config_of`."""
-    config: Config[Any] = training.config_of(folder, "pets", (Config, FitConfig, *PLANNERS.values()))
+    types = (Config, FitConfig, *PLANNERS.values())
+    config: Config[Any] = training.config_of(folder, "pets", Config, types, **changes)
     return config

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
+import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +15,12 @@ import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from mbrl.checkpoints import Checkpoints, pack, unpack
+from mbrl.checkpoints import Checkpoints, check_state, pack, unpack
 from mbrl.data import Transition
 from mbrl.datasets import DatasetWriter, load_dataset
-from mbrl.errors import ContractError, RunFolderError
+from mbrl.errors import CheckpointError, ContractError, RunFolderError
 from mbrl.runs import RunFolder, environment, from_plain
+from mbrl.storage import Damaged, parse_json, read_file
 
 
 class TrainingRun:
@@ -60,13 +62,14 @@ class TrainingRun:
         columns = ("step", "kind", *columns, "wall_s")
         self._console, self._started = console, time.perf_counter()
         if resume is None:
+            self._run = uuid.uuid4().hex
             self._folder = RunFolder.numbered(path, columns)
-            self._folder.save_config(config, algorithm=algorithm)
+            self._folder.save_config(config, algorithm=algorithm, run=self._run)
         else:
+            self._run = _read(resume)["run"]
             _warn_of_changes(resume)
             if _has_begun(resume):
-                self.step, tensors, meta = Checkpoints(resume / "checkpoints").load()
-                self.state = unpack(tensors, meta)
+                self.step, self.state = newest(resume)
                 self._started -= self.state["wall_s"]
             else:
                 console.print(
@@ -78,7 +81,7 @@ class TrainingRun:
         self.path = self._folder.path
         self._checkpoints = Checkpoints(self.path / "checkpoints", keep)
         try:
-            self._data = DatasetWriter(self.path / "data", metadata)
+            self._data = DatasetWriter(self.path / "data", {**metadata, "run": self._run})
             self._data.cut(0 if self.state is None else self.state["transitions"])
             if self.state is not None:
                 self.recorded = load_dataset(self._data.path).transition
@@ -118,7 +121,11 @@ class TrainingRun:
         if self._fresh:
             self._data.append(Transition.cat(self._fresh))
             self._fresh.clear()
-        more = {"transitions": self._data.transitions, "wall_s": time.perf_counter() - self._started}
+        more = {
+            "run": self._run,
+            "transitions": self._data.transitions,
+            "wall_s": time.perf_counter() - self._started,
+        }
         tensors, meta = pack({**state, **more})
         self._checkpoints.save(self.step, tensors, meta, finite=finite)
 
@@ -150,23 +157,59 @@ def _has_begun(folder: Path) -> bool:
     return bool(Checkpoints(folder / "checkpoints").steps()) or len(shards) > 1
 
 
-def config_of(folder: Path, algorithm: str, types: Sequence[type]) -> Any:
-    """What a run was started with; `types` are those that a config may hold.
+def config_of(folder: Path, algorithm: str, kind: type, types: Sequence[type], **changes: Any) -> Any:
+    """What a run was started with, a `kind` made of `types`, but for `changes`.
 
     Raises:
-        RunFolderError: no config there, one of another algorithm, or one of another version.
+        RunFolderError: no config there, one of another algorithm, one of another version, or a damaged one.
     """
     content = _read(folder)
-    if content.get("algorithm") != algorithm:
+    if content["algorithm"] != algorithm:
         raise RunFolderError(f"{folder} holds a run of another kind, not of `mbrl train {algorithm}`.")
-    return from_plain({**content["config"], "out": None}, types)
+    config = {**content["config"], "out": None, **changes}
+    return from_plain(config, kind, types, f"{folder / 'config.json'}: config")
+
+
+def newest(folder: Path) -> tuple[int, dict[str, Any]]:
+    """The step of a run's newest checkpoint, and the tree that it holds.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another run.
+    """
+    step, tensors, meta = Checkpoints(folder / "checkpoints").load()
+    with fitting(folder / "checkpoints" / f"step_{step}"):
+        tree = unpack(tensors, meta)
+        check_state("A training run", tree, {"run": str, "transitions": int, "wall_s": float})
+        if tree["run"] != _read(folder)["run"]:
+            raise ContractError("config.json is of another run")
+    return step, tree
+
+
+@contextmanager
+def fitting(checkpoint: Path) -> Iterator[None]:
+    """A CheckpointError instead of whatever is raised where a checkpoint holds something else than is needed."""
+    try:
+        yield
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(
+            f"{checkpoint} does not fit what config.json describes: {reason}. It was written by another "
+            "version of this program or for another run, or config.json was changed: restore it, or train again."
+        ) from error
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
     try:
-        content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(read_file(file))
+    except Damaged as error:
         raise RunFolderError(f"{folder} holds no run to go on with: config.json: {error}.") from error
+    kinds = {"config": dict, "algorithm": str, "run": str}
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), v) for k, v in kinds.items()):
+        raise RunFolderError(
+            f"{folder} holds no run to go on with: config.json needs {', '.join(kinds)}. "
+            "Only a run of `mbrl train` has them."
+        )
     return content
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from mbrl.checkpoints import check_state
 from mbrl.errors import ContractError, PlanWarning
 from mbrl.estimators import Padded
 from mbrl.problem import Box, Plan, Problem
@@ -119,7 +120,15 @@ class MPC:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` of an MPC with the same problem and planner."""
+        """Go on from a `state_dict` of an MPC with the same problem and planner.
+
+        Raises:
+            ContractError: it is of another planner, or of other sizes.
+        """
+        check_state(
+            "MPC", state, {"planner": dict | None, "plan": dict | None, "used": int, "fallbacks": int}
+        )
+        check_state("MPC", state, {"restart": Tensor | None, "last_action": Tensor | None})
         self._clear()
         self._used, self._restart, self._last_action = state["used"], state["restart"], state["last_action"]
         self.fallbacks = state["fallbacks"]
@@ -130,6 +139,11 @@ class MPC:
             x0 = like.new_zeros(len(like), self.problem.dynamics.nx)
             aside = torch.Generator(self.generator.device)  # the planner's own must not move
             fresh = self.planner.init(self.problem, x0, generator=aside, guess=self.guess)
+            wanted, given = ({n: v.shape for n, v in s.items()} for s in (_fields(fresh), state["planner"]))
+            if given != wanted:
+                raise ContractError(
+                    f"{type(self.planner).__name__} needs a state of {wanted}, but got {given}."
+                )
             self._state = dataclasses.replace(fresh, **state["planner"])
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
