@@ -174,14 +174,18 @@ def parse(argv: list[str]) -> Any:
 
 
 def run(command: Any, console: Console) -> int:
-    from mbrl.envs import WORLDS, make_world
+    from mbrl.envs import WORLDS, Pendulum, make_world
     from mbrl.experiments import fit, mpc, pets
 
     match command:
         case List():
             planners = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in mpc.PLANNERS.items()}
+            worlds = {name: entry.about for name, entry in WORLDS.items()}
             for title, lines in (
-                ("Worlds", {name: entry.about for name, entry in WORLDS.items()}),
+                (
+                    "Worlds",
+                    {**worlds, Pendulum.name: "Gymnasium: swing up a pole (1 action); for mbrl train only"},
+                ),
                 ("Planners", planners),
             ):
                 console.print(f"[bold]{title}[/bold]")

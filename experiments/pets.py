@@ -245,8 +245,9 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
     collector = Collector(vectorize(world.make, config.envs), babble, output=world.measure, seed=config.seed)
     fits = 0
     with TrainingRun(
-        config.out or Path("runs", f"pets-{config.env}-{config.seed}"),
+        config.out,
         config,
+        name=f"pets-{config.env}-{config.seed}",
         algorithm="pets",
         columns=COLUMNS,
         metadata={"world": config.env, "dt": agent.dt},

@@ -32,7 +32,8 @@ class TrainingRun:
         recorded: the real transitions up to that checkpoint, or None.
 
     Args:
-        path: of a fresh run; the next free number if it is taken.
+        out: of a fresh run; must not hold one already.
+        name: of a fresh run without `out`, which goes to runs/NAME, or the next free number if that is taken.
         config: what a resumed run will be started with.
         algorithm: its name on the command line.
         columns: of metrics.csv, without step, kind and wall_s.
@@ -48,9 +49,10 @@ class TrainingRun:
 
     def __init__(
         self,
-        path: Path,
+        out: Path | None,
         config: Any,
         *,
+        name: str,
         algorithm: str,
         columns: Sequence[str],
         metadata: Mapping[str, Any],
@@ -63,7 +65,11 @@ class TrainingRun:
         self._console, self._started = console, time.perf_counter()
         if resume is None:
             self._run = uuid.uuid4().hex
-            self._folder = RunFolder.numbered(path, columns)
+            if out is None:
+                self._folder = RunFolder.numbered(Path("runs", name), columns)
+            else:
+                _refuse_runs(out)
+                self._folder = RunFolder(out, columns)
             self._folder.save_config(config, algorithm=algorithm, run=self._run)
         else:
             self._run = _read(resume)["run"]
@@ -138,6 +144,16 @@ class TrainingRun:
         self._board.close()
         self._data.close()
         self._folder.close()
+
+
+def _refuse_runs(folder: Path) -> None:
+    """`RunFolder` sets aside the files of a run that was killed; this one could still be resumed."""
+    held = [name for name in ("config.json", "checkpoints", "data") if (folder / name).exists()]
+    if held:
+        raise RunFolderError(
+            f"{folder} already holds {' and '.join(held)}. Go on with that run, mbrl resume {folder}, or choose "
+            "another folder with --out, or delete it."
+        )
 
 
 def check_device(name: str) -> None:

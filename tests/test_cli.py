@@ -124,6 +124,7 @@ def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
         (["mpc", "--planner", "cm"], "Did you mean cem"),
         (["mpc", "--planner"], "Valid names: cem"),
         (["mpc", "--env", "Hoper-v5"], "Did you mean Hopper-v5"),
+        (["mpc", "--env", "Pendulum-v1"], "has no MuJoCo simulator"),
         (["mpc", "--planner", "cem", "--planner.populaton", "4"], "--planner.population"),
         (["mpc", "--planner", "cem", "--planner.population", "1"], "population ≥ 2"),
         (["mpc", "--steps", "0"], "steps ≥ 1"),
@@ -182,7 +183,7 @@ def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--planner.temperature" in capsys.readouterr().out
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert "HalfCheetah-v5" in shown and "predictive-sampling" in shown
+    assert "HalfCheetah-v5" in shown and "Pendulum-v1" in shown and "predictive-sampling" in shown
 
 
 @pytest.mark.parametrize("taken", ["a file", "a run"])

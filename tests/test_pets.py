@@ -409,6 +409,21 @@ def test_parts_of_another_run_are_refused(
     assert answer in capsys.readouterr().err
 
 
+def test_a_folder_that_holds_a_run_is_not_taken(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert cli.main([*WORDS, "--out", str(run)]) == 1
+        assert f"mbrl resume {run}" in " ".join(capsys.readouterr().err.split())
+        (run / "run.lock").touch()  # as if it was killed
+    assert sorted(path.name for path in run.parent.iterdir()) == ["run"]
+    assert pets.load_agent(run)[0] == 60
+    monkeypatch.chdir(run.parent)
+    for name in ("pets-pets-cartpole-0", "pets-pets-cartpole-0-2"):  # a name of its own finds a free number
+        assert cli.main([*WORDS, "--steps", "4"]) == 0
+        assert (run.parent / "runs" / name / "config.json").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_run_of_a_gpu_is_evaluated_without_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((run / "config.json").read_text())
