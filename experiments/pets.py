@@ -142,26 +142,35 @@ class Config(Generic[P]):
 
 
 class Agent:
-    """The model, what fits it, what it was fitted to, and the policy that plans with it."""
+    """The model, what fits it, what it was fitted to, and the policy that plans with it.
 
-    def __init__(self, config: Config[Any], world: TrainingWorld):
+    Args:
+        weights: of a stored model, instead of fresh ones; no memory is taken before they are known to fit.
+    """
+
+    def __init__(self, config: Config[Any], world: TrainingWorld, weights: dict[str, Any] | None = None):
         self.config, self.world = config, world
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
         env = world.make()
         self.dt = float(env.unwrapped.dt)
         env.close()
         ny, nu = world.features.ny, world.actions.nu
-        self.model = Ensemble(
-            ny,
-            nu,
-            self.dt,
-            features=world.features,
-            members=config.members,
-            hidden=config.hidden,
-            reward=config.learn_task,
-            termination=config.learn_task,
-            generator=torch.Generator().manual_seed(config.seed),
-        ).to(config.device)
+        with torch.device("cpu" if weights is None else "meta"):
+            model = Ensemble(
+                ny,
+                nu,
+                self.dt,
+                features=world.features,
+                members=config.members,
+                hidden=config.hidden,
+                reward=config.learn_task,
+                termination=config.learn_task,
+                generator=torch.Generator().manual_seed(config.seed),
+            )
+        if weights is not None:
+            model.load_state_dict(weights, assign=True)
+            check_ensemble(model)
+        self.model = model.to(config.device)
         self.model.world = config.env
         self.trainer = Trainer(self.model, config.fit)
         self.replay = Replay(config.steps + config.envs, ny, nu, config.device)
@@ -216,17 +225,14 @@ class Agent:
             "member": self.member,
         }
 
-    def load_model(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state)
-        check_ensemble(self.model)
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_state(
             "An agent",
             state,
             {"model": dict, "optimizer": dict, "policy": dict, "generator": Tensor, "member": int | None},
         )
-        self.load_model(state["model"])
+        self.model.load_state_dict(state["model"])
+        check_ensemble(self.model)
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         if state["member"] is not None:
             self.believe(state["member"])
@@ -379,11 +385,11 @@ def load_agent(folder: Path, **changes: Any) -> tuple[int, Agent]:
     `changes` are of its config, such as another device.
     """
     config = config_of(folder, **changes)
-    agent = Agent(config, make_training_world(config.env))
+    world = make_training_world(config.env)
     step, tree = training.newest(folder)
     with fitting(folder / "checkpoints" / f"step_{step}"):
         check_state("An agent", tree["agent"], {"model": dict})
-        agent.load_model(tree["agent"]["model"])
+        agent = Agent(config, world, tree["agent"]["model"])
     return step, agent
 
 

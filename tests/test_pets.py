@@ -340,6 +340,14 @@ def test_a_config_that_was_changed_is_refused(
     assert re.search(answer, shown) and str(run) in shown
 
 
+def test_a_network_that_fits_no_memory_is_refused_before_it_is_made(run: Path) -> None:
+    content = json.loads((run / "config.json").read_text())
+    content["config"]["hidden"] = [10**12]
+    (run / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        pets.load_agent(run)
+
+
 def test_a_config_that_never_ends_is_refused(run: Path) -> None:
     (run / "config.json").write_text("[" * 200_000)
     with pytest.raises(RunFolderError, match=r"config.json: it is no valid JSON"):
