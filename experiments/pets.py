@@ -301,7 +301,7 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                     fit = agent.fit()
                     run.log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
                     run.say(fit.stopped)
-                    if fits == 0 and not learned(fit):
+                    if fits == 0 and not all(math.isfinite(fit.best[e]) for e in fit.elites):
                         raise ContractError(
                             f"The first fit gave no model to plan with: {fit.stopped}. "
                             "Lower the learning rate, --fit.learning-rate."
@@ -335,19 +335,11 @@ def due(config: Config[Any], step: int, fits: int, some: Collected) -> bool:
     return len(some.returns) > 0 if config.refit == "episode" else step % config.refit < config.envs
 
 
-def learned(fit: Fit) -> bool:
-    """Whether each network that answers came through an epoch with finite numbers."""
-    return all(
-        any(math.isfinite(epoch.train[e]) and math.isfinite(epoch.holdout[e]) for epoch in fit.epochs)
-        for e in fit.elites
-    )
-
-
 def summary(fit: Fit) -> dict[str, float]:
-    last = fit.epochs[-1]
+    """Of the networks that answer."""
     return {
-        "train_loss": sum(last.train) / len(last.train),
-        "holdout_error": sum(fit.best) / len(fit.best) if fit.best else math.nan,
+        "train_loss": statistics.fmean(fit.epochs[-1].train[e] for e in fit.elites),
+        "holdout_error": statistics.fmean(fit.best[e] for e in fit.elites),
         "epochs": len(fit.epochs),
     }
 
