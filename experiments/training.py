@@ -224,7 +224,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), v) for k, v in kinds.items()):
         raise RunFolderError(
             f"{folder} holds no run to go on with: config.json needs {', '.join(kinds)}. "
-            "Only a run of `mbrl train` has them."
+            "It is none of `mbrl train`, or one of another version of this program."
         )
     return content
 
