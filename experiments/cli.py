@@ -72,10 +72,12 @@ class Evaluate:
     Attributes:
         folder: of the training run.
         episodes: how many.
+        device: of model and planner; that of the run unless given.
     """
 
     folder: tyro.conf.Positional[Path]
     episodes: int = 10
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -144,6 +146,8 @@ def parse(argv: list[str]) -> Any:
     train = rest[:1] == ["train"]
     if train and (len(rest) < 2 or rest[1] != "pets"):
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
+    if name is not None and rest and rest[0] in ("fit", "resume", "eval", "list", "check-env"):
+        raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
     if name is None:
         name = "cem" if train else "icem"
     if name not in mpc.PLANNERS:
@@ -170,14 +174,18 @@ def parse(argv: list[str]) -> Any:
 
 
 def run(command: Any, console: Console) -> int:
-    from mbrl.envs import WORLDS, make_world
+    from mbrl.envs import WORLDS, Pendulum, make_world
     from mbrl.experiments import fit, mpc, pets
 
     match command:
         case List():
             planners = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in mpc.PLANNERS.items()}
+            worlds = {name: entry.about for name, entry in WORLDS.items()}
             for title, lines in (
-                ("Worlds", {name: entry.about for name, entry in WORLDS.items()}),
+                (
+                    "Worlds",
+                    {**worlds, Pendulum.name: "Gymnasium: swing up a pole (1 action); for mbrl train only"},
+                ),
                 ("Planners", planners),
             ):
                 console.print(f"[bold]{title}[/bold]")
@@ -206,7 +214,7 @@ def run(command: Any, console: Console) -> int:
                 config = dataclasses.replace(config, steps=command.steps)
             pets.main(config, console, resume=command.folder)
         case Evaluate():
-            pets.evaluate_run(command.folder, command.episodes, console)
+            pets.evaluate_run(command.folder, command.episodes, console, command.device)
     return 0
 
 

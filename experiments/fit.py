@@ -22,6 +22,7 @@ from mbrl.datasets import load_dataset
 from mbrl.envs import make_training_world
 from mbrl.errors import ContractError, DataError, UnknownName
 from mbrl.experiments.calibration_plots import plot_calibration
+from mbrl.experiments.training import check_device
 from mbrl.features import Features
 from mbrl.models import (
     Calibration,
@@ -85,6 +86,12 @@ class Config:
                 "A fit needs 0 ≤ test < 1, horizon ≥ 1 and seed ≥ 0, but got "
                 f"{self.test}, {self.horizon} and {self.seed}."
             )
+        if self.seed >= 2**63 or min(self.hidden, default=1) < 1 or self.dt == math.inf:
+            raise ContractError(
+                "A fit needs seed < 2**63, hidden ≥ 1 and a finite dt, but got "
+                f"{self.seed}, {self.hidden} and {self.dt}."
+            )
+        check_device(self.device)
 
 
 def main(config: Config, console: Console | None = None) -> Path:

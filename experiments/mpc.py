@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from mbrl.envs import WORLDS, World, make_world
+from mbrl.envs import WORLDS, Pendulum, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.estimators import FullState, Measured, Padded
 from mbrl.experiments.progress import Progress, show_facts
@@ -102,6 +102,11 @@ class Config(Generic[P]):
     out: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.env == Pendulum.name:
+            raise ContractError(
+                f"{self.env} has no MuJoCo simulator, which mbrl mpc needs even to run a learned model: learn it by "
+                f"mbrl train pets --env {self.env}, and see how well by mbrl eval."
+            )
         if self.env not in WORLDS:
             raise UnknownName("world", self.env, WORLDS)
         if not 1 <= self.replan_every <= self.horizon:

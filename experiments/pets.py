@@ -9,29 +9,28 @@ models", algorithm 1.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from mbrl.checkpoints import Checkpoints, unpack
+from mbrl.checkpoints import check_state
 from mbrl.collect import Collected, Collector
 from mbrl.data import Replay
 from mbrl.envs import make_training_world
-from mbrl.errors import CheckpointError, ContractError
+from mbrl.errors import ContractError
 from mbrl.estimators import Measured, Padded
 from mbrl.experiments import training
 from mbrl.experiments.benchmarks.record import interval
 from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
-from mbrl.experiments.training import TrainingRun
+from mbrl.experiments.training import TrainingRun, check_device, fitting
 from mbrl.models import (
     TS1,
     Ensemble,
@@ -44,6 +43,7 @@ from mbrl.models import (
     TSInf,
     from_heads,
 )
+from mbrl.models.storage import _check as check_ensemble
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, SamplingPlanner
 from mbrl.policies import RandomPolicy
@@ -114,15 +114,24 @@ class Config(Generic[P]):
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.random_steps, self.envs, self.eval_episodes, self.keep) < 1:
+        if min(self.steps, self.envs, self.eval_episodes, self.keep) < 1 or self.random_steps < 2:
             raise ContractError(
-                "Training needs steps, random_steps, envs, eval_episodes and keep ≥ 1, but got "
-                f"{self.steps}, {self.random_steps}, {self.envs}, {self.eval_episodes} and {self.keep}."
+                "Training needs steps, envs, eval_episodes and keep ≥ 1 and random_steps ≥ 2, but got "
+                f"{self.steps}, {self.envs}, {self.eval_episodes}, {self.keep} and {self.random_steps}."
             )
-        if min(self.particles, self.members) < 1 or not 0 <= self.rest < math.inf:
+        if min(self.particles, self.members, *self.hidden) < 1 or not 0 <= self.rest < math.inf:
             raise ContractError(
-                "Training needs particles and members ≥ 1 and a finite rest ≥ 0, but got "
-                f"{self.particles}, {self.members} and {self.rest}."
+                "Training needs particles, members and hidden ≥ 1 and a finite rest ≥ 0, but got "
+                f"{self.particles}, {self.members}, {self.hidden} and {self.rest}."
+            )
+        if self.eval_every < 0 or not 0 <= self.seed < 2**63:
+            raise ContractError(
+                f"Training needs eval_every ≥ 0 and 0 ≤ seed < 2**63, but got {self.eval_every} and {self.seed}."
+            )
+        check_device(self.device)
+        if self.particles < 2 and (self.kappa or self.propagation == "moments"):
+            raise ContractError(
+                f"kappa and propagation moments need 2 particles or more, but got {self.particles}."
             )
         if self.propagation == "thompson" and self.envs > 1:
             raise ContractError(
@@ -133,26 +142,35 @@ class Config(Generic[P]):
 
 
 class Agent:
-    """The model, what fits it, what it was fitted to, and the policy that plans with it."""
+    """The model, what fits it, what it was fitted to, and the policy that plans with it.
 
-    def __init__(self, config: Config[Any], world: TrainingWorld):
+    Args:
+        weights: of a stored model, instead of fresh ones; no memory is taken before they are known to fit.
+    """
+
+    def __init__(self, config: Config[Any], world: TrainingWorld, weights: dict[str, Any] | None = None):
         self.config, self.world = config, world
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
         env = world.make()
         self.dt = float(env.unwrapped.dt)
         env.close()
         ny, nu = world.features.ny, world.actions.nu
-        self.model = Ensemble(
-            ny,
-            nu,
-            self.dt,
-            features=world.features,
-            members=config.members,
-            hidden=config.hidden,
-            reward=config.learn_task,
-            termination=config.learn_task,
-            generator=torch.Generator().manual_seed(config.seed),
-        ).to(config.device)
+        with torch.device("cpu" if weights is None else "meta"):
+            model = Ensemble(
+                ny,
+                nu,
+                self.dt,
+                features=world.features,
+                members=config.members,
+                hidden=config.hidden,
+                reward=config.learn_task,
+                termination=config.learn_task,
+                generator=torch.Generator().manual_seed(config.seed),
+            )
+        if weights is not None:
+            model.load_state_dict(weights, assign=True)
+            check_ensemble(model)
+        self.model = model.to(config.device)
         self.model.world = config.env
         self.trainer = Trainer(self.model, config.fit)
         self.replay = Replay(config.steps + config.envs, ny, nu, config.device)
@@ -208,27 +226,18 @@ class Agent:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises CheckpointError if the state is of another architecture, or of another version of this program."""
-        with _misfit():
-            self.model.load_state_dict(state["model"])
-            self.trainer.optimizer.load_state_dict(state["optimizer"])
-            if state["member"] is not None:
-                self.believe(state["member"])
-            self.policy.load_state_dict(state["policy"])
-            self.generator.set_state(state["generator"])
-
-
-@contextmanager
-def _misfit() -> Iterator[None]:
-    """A CheckpointError instead of what torch says when weights and architecture do not belong together."""
-    try:
-        yield
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"The checkpoint does not fit what config.json describes: {reason}. It was written by another "
-            "version of this program, or config.json was changed: train again, or restore it."
-        ) from error
+        check_state(
+            "An agent",
+            state,
+            {"model": dict, "optimizer": dict, "policy": dict, "generator": Tensor, "member": int | None},
+        )
+        self.model.load_state_dict(state["model"])
+        check_ensemble(self.model)
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        if state["member"] is not None:
+            self.believe(state["member"])
+        self.policy.load_state_dict(state["policy"])
+        self.generator.set_state(state["generator"])
 
 
 def main(config: Config[Any], console: Console | None = None, *, resume: Path | None = None) -> Path:
@@ -242,8 +251,9 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
     collector = Collector(vectorize(world.make, config.envs), babble, output=world.measure, seed=config.seed)
     fits = 0
     with TrainingRun(
-        config.out or Path("runs", f"pets-{config.env}-{config.seed}"),
+        config.out,
         config,
+        name=f"pets-{config.env}-{config.seed}",
         algorithm="pets",
         columns=COLUMNS,
         metadata={"world": config.env, "dt": agent.dt},
@@ -252,12 +262,15 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
         resume=resume,
     ) as run:
         if run.state is not None and run.recorded is not None:
-            fits = run.state["fits"]
-            agent.replay.add(run.recorded)
-            agent.load_state_dict(run.state["agent"])
-            babble.generator.set_state(run.state["babble"])
-            collector.policy = agent.policy if fits else babble
-            collector.load_state_dict(run.state["collector"])
+            with fitting(run.path / "checkpoints" / f"step_{run.step}"):
+                check_state("A run of PETS", run.state, {"fits": int, "babble": Tensor})
+                check_state("A run of PETS", run.state, {"agent": dict, "collector": dict})
+                fits = run.state["fits"]
+                agent.replay.add(run.recorded)
+                agent.load_state_dict(run.state["agent"])
+                babble.generator.set_state(run.state["babble"])
+                collector.policy = agent.policy if fits else babble
+                collector.load_state_dict(run.state["collector"])
 
         def save() -> None:
             state = {
@@ -286,8 +299,14 @@ def main(config: Config[Any], console: Console | None = None, *, resume: Path | 
                 if fitted:
                     tic = time.perf_counter()
                     fit = agent.fit()
-                    fits += 1
                     run.log("fit", **summary(fit), fit_s=time.perf_counter() - tic)
+                    run.say(fit.stopped)
+                    if fits == 0 and not all(math.isfinite(fit.best[e]) for e in fit.elites):
+                        raise ContractError(
+                            f"The first fit gave no model to plan with: {fit.stopped}. "
+                            "Lower the learning rate, --fit.learning-rate."
+                        )
+                    fits += 1
                     collector.policy = agent.policy
                 if fits and (len(some.returns) or agent.member not in agent.model.elites.tolist()):
                     agent.believe()
@@ -317,10 +336,10 @@ def due(config: Config[Any], step: int, fits: int, some: Collected) -> bool:
 
 
 def summary(fit: Fit) -> dict[str, float]:
-    last = fit.epochs[-1]
+    """Of the networks that answer."""
     return {
-        "train_loss": sum(last.train) / len(last.train),
-        "holdout_error": sum(fit.best) / len(fit.best) if fit.best else math.nan,
+        "train_loss": statistics.fmean(fit.epochs[-1].train[e] for e in fit.elites),
+        "holdout_error": statistics.fmean(fit.best[e] for e in fit.elites),
         "epochs": len(fit.epochs),
     }
 
@@ -342,9 +361,9 @@ def evaluate(agent: Agent, episodes: int) -> list[float]:
     return list(first.values())
 
 
-def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
+def evaluate_run(folder: Path, episodes: int, console: Console, device: str | None = None) -> float:
     """Mean return of the newest checkpoint of a run; prints it with its bootstrap interval."""
-    step, agent = load_agent(folder)
+    step, agent = load_agent(folder, **{} if device is None else {"device": device})
     returns = evaluate(agent, episodes)
     mean, (low, high) = statistics.fmean(returns), interval(returns)
     around = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
@@ -352,26 +371,27 @@ def evaluate_run(folder: Path, episodes: int, console: Console) -> float:
     return mean
 
 
-def load_agent(folder: Path) -> tuple[int, Agent]:
-    """The environment steps of a run's newest checkpoint, and the agent as it was then."""
-    config = config_of(folder)
-    agent = Agent(config, make_training_world(config.env))
-    step, tensors, meta = Checkpoints(folder / "checkpoints").load()
-    agent.load_state_dict(unpack(tensors, meta)["agent"])
+def load_agent(folder: Path, **changes: Any) -> tuple[int, Agent]:
+    """The environment steps of a run's newest checkpoint, and an agent with the model of then, to be evaluated.
+
+    `changes` are of its config, such as another device.
+    """
+    config = config_of(folder, **changes)
+    world = make_training_world(config.env)
+    step, tree = training.newest(folder)
+    with fitting(folder / "checkpoints" / f"step_{step}"):
+        check_state("An agent", tree["agent"], {"model": dict})
+        agent = Agent(config, world, tree["agent"]["model"])
     return step, agent
 
 
 def load_model(folder: Path) -> Ensemble:
     """The model of a run's newest checkpoint, on the CPU wherever it was trained."""
-    config = dataclasses.replace(config_of(folder), device="cpu")
-    model = Agent(config, make_training_world(config.env)).model
-    _, tensors, meta = Checkpoints(folder / "checkpoints").load()
-    with _misfit():
-        model.load_state_dict(unpack(tensors, meta)["agent"]["model"])
-    return model
+    return load_agent(folder, device="cpu")[1].model
 
 
-def config_of(folder: Path) -> Config[Any]:
+def config_of(folder: Path, **changes: Any) -> Config[Any]:
     """What a run was started with; see `training.config_of`."""
-    config: Config[Any] = training.config_of(folder, "pets", (Config, FitConfig, *PLANNERS.values()))
+    types = (Config, FitConfig, *PLANNERS.values())
+    config: Config[Any] = training.config_of(folder, "pets", Config, types, **changes)
     return config

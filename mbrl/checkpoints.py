@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -95,6 +96,19 @@ def unpack(tensors: Mapping[str, Tensor], meta: Any) -> Any:
         raise CheckpointError(
             f"{str(meta)[:200]} was not made by pack, or not with these tensors."
         ) from error
+
+
+def check_state(user: str, state: object, kinds: Mapping[str, type | UnionType]) -> None:
+    """Raise ContractError unless the state that `user` is to go on from is a dict with values of these kinds."""
+    if not isinstance(state, Mapping):
+        raise ContractError(
+            f"{user} needs a state with {', '.join(kinds)}, but got a {type(state).__name__}."
+        )
+    for key, kind in kinds.items():
+        if key not in state or not isinstance(state[key], kind):
+            found = f"{key} is a {type(state[key]).__name__}" if key in state else "there is none"
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise ContractError(f"{user} needs a state with {key} ({name}), but {found}.")
 
 
 class Checkpoints:
@@ -215,11 +229,10 @@ class Checkpoints:
             return step, *self._read(step)
         except Damaged as error:
             good = self.latest_good()
-            remedy = (
-                "No other is good."
-                if good is None
-                else f"The newest good one is of step {good}: load({good})."
-            )
+            remedy = "No other is good."
+            if good is not None:
+                later = " and ".join(f"step_{other}" for other in steps if other > good)
+                remedy = f"The newest good one is of step {good}: load({good}), or delete {later} to go on from there."
             raise CheckpointError(f"{self.folder / f'step_{step}'} is damaged: {error}. {remedy}") from error
 
     def latest_good(self) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from mbrl.checkpoints import check_state
 from mbrl.data import Transition
 from mbrl.errors import ContractError, EnvError
 from mbrl.protocols import Policy
@@ -297,8 +298,12 @@ class Collector:
         observations this is warned about.
 
         Raises:
-            ContractError: another number of environments.
+            ContractError: another number of environments, or no such state.
         """
+        check_state("Collector", state, {"episode": Tensor, "returns": Tensor, "lengths": Tensor})
+        check_state("Collector", state, {"episodes": int, "resets": int, "steps": int, "envs": list | None})
+        if state["envs"] is not None:
+            check_state("Collector", state, {"obs": Tensor, "info": dict, "y": Tensor})
         if len(state["episode"]) != self._M:
             raise ContractError(
                 f"The state is of {len(state['episode'])} environments, but Collector has {self._M}. Make as many."

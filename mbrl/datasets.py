@@ -88,7 +88,7 @@ class DatasetWriter:
             if metadata is not None and old != given:
                 raise DataError(
                     f"{self.path} was recorded with the metadata {old}, but {given} was given. "
-                    "Choose another folder, or leave the metadata out."
+                    "Choose another folder, put back the data that belong there, or leave the metadata out."
                 )
         except BaseException:
             self.close()
@@ -142,17 +142,18 @@ class DatasetWriter:
         """
         if transitions == self.transitions:
             return
-        assert self._content is not None  # or there were none
+        shards = self._content["shards"] if self._content else []
         kept, n = [], 0
-        for shard in self._content["shards"]:
+        for shard in shards:
             if n < transitions:
                 kept.append(shard)
                 n += shard["transitions"]
-        if n != transitions:
+        if self._content is None or n != transitions:
             raise DataError(
-                f"{self.path} cannot be cut to {transitions} of its {self.transitions} transitions: no shard ends there."
+                f"{self.path} cannot be cut to {transitions} of its {self.transitions} transitions: no shard ends there. "
+                "Restore the folder, with its manifest."
             )
-        forgotten = self._content["shards"][len(kept) :]
+        forgotten = shards[len(kept) :]
         self._content = {**self._content, "transitions": n, "shards": kept}
         self._write(_MANIFEST, _signed(self._content).encode())
         for shard in forgotten:
@@ -200,6 +201,8 @@ def load_dataset(path: str | Path, strict: bool = True) -> Dataset:
     path = Path(path)
     content = _manifest(path)
     shards = content["shards"]
+    if not shards:
+        raise DataError(f"{path} holds no transitions: its manifest lists no shards. Record some first.")
     needed = 2 * sum(shard["bytes"] for shard in shards)  # the shards, and all of them joined
     room = available_memory()
     if room is not None and needed > room:
@@ -249,7 +252,7 @@ def _read(path: Path, shard: Mapping[str, Any], content: Mapping[str, Any]) -> T
 def _json(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ContractError(f"Metadata must be JSON types with finite numbers, but {error}.") from error
 
 
@@ -270,7 +273,7 @@ def _manifest(path: Path) -> dict[str, Any]:
             _check_types(shard, _SHARD_TYPES)
             if not _SHARD.fullmatch(shard["name"]):
                 raise Damaged(f"it lists a shard named {shard['name']!r}")
-    except Damaged as error:
+    except (Damaged, ContractError) as error:
         found = sorted(file.name for file in path.glob("shard-*.safetensors"))
         remedy = (
             f"The {len(found)} shards in the folder can be read one by one, unverified, with safetensors."

@@ -71,6 +71,11 @@ class Padded:
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
         return torch.nn.functional.pad(self.estimator(obs, info, last_action), (0, self.n))
 
+    def completed(self, x: Tensor, expected: Tensor) -> Tensor:
+        """x with the numbers of `expected` in place of the zeros."""
+        measured = x.shape[-1] - self.n
+        return torch.cat([x[..., :measured], expected[..., measured:]], -1)
+
 
 def _rows(x: Tensor) -> Tensor:
     """x (M, n) of (n,) or (M, n)."""

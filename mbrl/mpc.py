@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from mbrl.checkpoints import check_state
 from mbrl.errors import ContractError, PlanWarning
+from mbrl.estimators import Padded
 from mbrl.planner_checks import check_planner_state
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Estimator, Planner
@@ -28,7 +30,8 @@ class MPCReport:
         plan_ms: time spent in the planner; 0 where an old plan was followed.
         state_error: (M,) max |predicted − realised| of the state x that was just reached, or None at first;
             NaN in the first step of a later episode. Exactly 0 where the model is the plant; else it is
-            ruled by solver internals, such as MuJoCo's warm start, that a state may hold.
+            ruled by solver internals, such as MuJoCo's warm start, that a state may hold. What a `Padded` estimator
+            only adds is left out.
         output_error: (M,) the same of the output y, what the task reads.
         predicted_cost: (M,) stage cost that the plan expects of the action returned, or None.
         fallback: (M,) bool, true where the new plan was unusable and the old one was followed.
@@ -127,7 +130,15 @@ class MPC:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` of an MPC with the same problem and planner."""
+        """Go on from a `state_dict` of an MPC with the same problem and planner.
+
+        Raises:
+            ContractError: it is of another planner, or of other sizes.
+        """
+        check_state(
+            "MPC", state, {"planner": dict | None, "plan": dict | None, "used": int, "fallbacks": int}
+        )
+        check_state("MPC", state, {"restart": Tensor | None, "last_action": Tensor | None})
         self._clear()
         self._used, self._restart, self._last_action = state["used"], state["restart"], state["last_action"]
         self.fallbacks = state["fallbacks"]
@@ -138,6 +149,11 @@ class MPC:
             x0 = like.new_zeros(len(like), self.problem.dynamics.nx)
             aside = torch.Generator(self.generator.device)  # the planner's own must not move
             fresh = self.planner.init(self.problem, x0, generator=aside, guess=self.guess)
+            wanted, given = ({n: v.shape for n, v in s.items()} for s in (_fields(fresh), state["planner"]))
+            if given != wanted:
+                raise ContractError(
+                    f"{type(self.planner).__name__} needs a state of {wanted}, but got {given}."
+                )
             self._state = dataclasses.replace(fresh, **state["planner"])
 
     def __call__(self, obs: Tensor, info: Mapping[str, Any] | None = None) -> Tensor:
@@ -151,8 +167,10 @@ class MPC:
         state_error = output_error = None
         if self._plan is not None and self._plan.states is not None:
             expected = self._plan.states[:, self._used]
-            state_error = (expected - x).abs().amax(-1)
-            output_error = (output(expected) - output(x)).abs().amax(-1)
+            # What is not measured cannot be compared.
+            found = self.estimator.completed(x, expected) if isinstance(self.estimator, Padded) else x
+            state_error = (expected - found).abs().amax(-1)
+            output_error = (output(expected) - output(found)).abs().amax(-1)
             if self._restart is not None:  # another episode was not predicted
                 state_error = torch.where(self._restart, torch.nan, state_error)
                 output_error = torch.where(self._restart, torch.nan, output_error)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from mbrl.checkpoints import check_state
+
 
 class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Lets a deterministic environment be restored in mid-episode, in another process too.
@@ -49,7 +51,9 @@ class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @snapshot.setter
     def snapshot(self, snapshot: dict[str, Any]) -> None:
+        check_state("Resumable", snapshot, {"start": dict, "actions": torch.Tensor, "obs": torch.Tensor})
         start = snapshot["start"]
+        check_state("Resumable", start, {"seed": int | None, "random": dict | None})
         if start["random"] is not None:
             self.unwrapped.np_random.bit_generator.state = start["random"]
         self.reset(seed=start["seed"])

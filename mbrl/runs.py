@@ -12,16 +12,20 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import TracebackType, UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import filelock
 import torch
 
-from mbrl.errors import RunFolderError
+from mbrl.errors import ContractError, RunFolderError
 
 FILES = ("config.json", "metrics.csv", "report.html", "video.mp4")
 """What a run writes, and therefore what it may not find."""
+
+_UNUSABLE = (
+    "It was written by another version of this program, or was changed: restore it, or start another run."
+)
 
 _PACKAGES = ("mbrl-kit", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -135,14 +139,28 @@ class RunFolder:
         """Keep the header and the rows up to `step`; a last line that a kill cut short goes too."""
         file = self.path / "metrics.csv"
         try:
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = file.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             raise RunFolderError(f"{self.path} holds no run to go on with: metrics.csv is missing.") from None
-        if not lines or lines[0].strip() != ",".join(columns):
+        if not lines or lines[0].strip() != ",".join(columns).encode():
             raise RunFolderError(f"{file} is not of this kind of run: its columns are {lines[:1]}.")
-        rows = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= step]
+        rows = []
+        for n, line in enumerate(lines[1:], 2):
+            if n == len(lines) and not line.endswith(b"\n"):
+                break
+            try:
+                values = next(csv.reader([line.decode()]))
+                if len(values) != len(columns):
+                    raise ValueError(f"{len(values)} instead of {len(columns)} values")
+                late = int(values[0]) > step
+            except (ValueError, csv.Error) as error:
+                raise RunFolderError(
+                    f"{file} is damaged in line {n}: {error}. Restore the file, or delete the line."
+                ) from error
+            if not late:
+                rows.append(line)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join([lines[0], *rows]), encoding="utf-8")
+        temporary.write_bytes(b"".join([lines[0], *rows]))
         temporary.replace(file)
 
     def _set_aside(self) -> None:
@@ -204,21 +222,51 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def from_plain(value: Any, types: Sequence[type]) -> Any:
-    """A config again of what `plain` made of it; lists come back as tuples.
+def from_plain(value: Any, kind: Any, types: Sequence[type], where: str) -> Any:
+    """What `plain` made these JSON types of; lists come back as tuples.
+
+    Args:
+        kind: what it must be: a dataclass, or the annotation of a field.
+        types: the dataclasses that it may hold.
+        where: the file and what in it is read, for messages.
 
     Raises:
-        RunFolderError: it names a type that is not among `types`, or fields that the type does not have.
+        RunFolderError: fields are unknown, missing or of another type, or their values are refused.
     """
-    if isinstance(value, list):
-        return tuple(from_plain(item, types) for item in value)
-    if not isinstance(value, Mapping):
+    origin, options = get_origin(kind), get_args(kind)
+    if isinstance(kind, TypeVar):
+        return from_plain(value, kind.__bound__, types, where)
+    if dataclasses.is_dataclass(origin or kind) and isinstance(value, Mapping):
+        return _instance(value, origin or kind, types, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_plain(item, options[0], types, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin in (Union, UnionType):
+        for option in options:
+            with contextlib.suppress(RunFolderError):
+                return from_plain(value, option, types, where)
+    if origin is Literal and value in options:
         return value
-    fields = {key: from_plain(item, types) for key, item in value.items() if key != "type"}
-    kind = next((kind for kind in types if kind.__name__ == value.get("type")), None)
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    name = kind.__name__ if isinstance(kind, type) and not options else str(kind).replace("typing.", "")
+    raise RunFolderError(f"{where} needs {name}, but is {str(value)[:80]!r}. {_UNUSABLE}")
+
+
+def _instance(value: Mapping[str, Any], base: type, types: Sequence[type], where: str) -> Any:
+    """One of `types` that is a `base`."""
+    known: dict[str, Any] = {kind.__name__: kind for kind in types if issubclass(kind, base)}
+    kind = known.get(str(value.get("type")))
+    if kind is None:
+        raise RunFolderError(
+            f"{where}.type needs {' or '.join(known)}, but is {value.get('type')!r}. {_UNUSABLE}"
+        )
+    hints = get_type_hints(kind)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    for name in sorted(hints.keys() ^ (value.keys() - {"type"})):
+        fault = "is missing" if name in hints else f"is unknown to {kind.__name__}"
+        raise RunFolderError(f"{where}.{name} {fault}. {_UNUSABLE}")
+    fields = {name: from_plain(value[name], hint, types, f"{where}.{name}") for name, hint in hints.items()}
     try:
-        if kind is None:
-            raise TypeError(f"{value.get('type')!r} is none of {', '.join(kind.__name__ for kind in types)}")
         return kind(**fields)
-    except TypeError as error:
-        raise RunFolderError(f"The run's config.json cannot be used by this version: {error}.") from error
+    except ContractError as error:
+        raise RunFolderError(f"{where} cannot be used: {error} {_UNUSABLE}") from error

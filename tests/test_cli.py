@@ -134,6 +134,7 @@ def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
         (["mpc", "--planner", "cm"], "Did you mean cem"),
         (["mpc", "--planner"], "Valid names: cem"),
         (["mpc", "--env", "Hoper-v5"], "Did you mean Hopper-v5"),
+        (["mpc", "--env", "Pendulum-v1"], "has no MuJoCo simulator"),
         (["mpc", "--planner", "cem", "--planner.populaton", "4"], "--planner.population"),
         (["mpc", "--planner", "cem", "--planner.population", "1"], "population ≥ 2"),
         (["mpc", "--steps", "0"], "steps ≥ 1"),
@@ -143,6 +144,12 @@ def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
         (["mpc", "--budget-ms", "nan"], "finite budget_ms > 0"),
         (["mpc", "--budget-ms", "0"], "finite budget_ms > 0"),
         (["mpc", "--seed", "-1"], "0 ≤ seed"),
+        (["fit", "data", "--out", "run", "--seed", "99999999999999999999"], "seed < 2**63"),
+        (["fit", "data", "--out", "run", "--hidden", "8", "0"], "hidden ≥ 1"),
+        (["fit", "data", "--out", "run", "--dt", "inf"], "finite dt"),
+        (["fit", "data", "--out", "run", "--device", "warp"], "but got 'warp'"),
+        (["resume", "run", "--planner", "mppi"], "`mbrl resume` has no planner to choose"),
+        (["fit", "data", "--out", "run", "--planner", "mppi"], "`mbrl fit` has no planner to choose"),
         (["check-env", "Hopper-v5", "--steps", "0"], "steps ≥ 1"),
         (["check-env", "Antv5"], "Did you mean Ant-v5"),
         (["lst"], "check-env"),
@@ -187,7 +194,7 @@ def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--planner.temperature" in capsys.readouterr().out
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert "HalfCheetah-v5" in shown and "predictive-sampling" in shown
+    assert "HalfCheetah-v5" in shown and "Pendulum-v1" in shown and "predictive-sampling" in shown
 
 
 @pytest.mark.parametrize("taken", ["a file", "a run"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import pickle
 import resource
@@ -232,6 +233,8 @@ def test_a_changed_manifest_is_refused(tmp_path: Path, position: int) -> None:
         lambda c: c["shards"][0].update(name="/etc/passwd"),
         lambda c: c["shards"][0].update(bytes=-1),
         lambda c: c["shards"][0].update(transitions=True),
+        lambda c: c["metadata"].update(dt=math.inf),
+        lambda c: c["metadata"].update(dt=math.nan),
     ],
 )
 def test_a_hostile_manifest_is_refused(tmp_path: Path, change: Callable[[Any], Any]) -> None:
@@ -240,6 +243,20 @@ def test_a_hostile_manifest_is_refused(tmp_path: Path, change: Callable[[Any], A
     publish(path, new)
     with pytest.raises(DataError, match="manifest.*cannot be used"):
         load_dataset(path)
+
+
+def test_a_data_set_without_shards_holds_no_transitions(tmp_path: Path) -> None:
+    with DatasetWriter(write(tmp_path)) as writer:
+        writer.cut(0)
+    with pytest.raises(DataError, match="holds no transitions: its manifest lists no shards"):
+        load_dataset(tmp_path)
+
+
+def test_without_a_manifest_there_is_nothing_to_cut(tmp_path: Path) -> None:
+    (write(tmp_path) / "manifest.json").unlink()
+    with DatasetWriter(tmp_path) as writer, pytest.raises(DataError, match="cannot be cut to 3 of its 0"):
+        writer.cut(3)
+    assert shard(tmp_path, 0).exists()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "null", "{}", '{"content": 1}', "\0"])

@@ -26,6 +26,7 @@ from mbrl import (
     RandomPolicy,
     UnsupportedProblem,
 )
+from mbrl.estimators import Padded
 from mbrl.planners import ICEM
 from tests.problems import DoubleIntegrator, Quadratic, box, lq_problem, seeded
 
@@ -317,6 +318,28 @@ def test_prediction_error() -> None:
     error = policy.report.state_error
     assert isinstance(error, Tensor)
     assert torch.isnan(error).tolist() == [False, True]  # another episode
+
+
+@dataclass(frozen=True)
+class Rewarding(DoubleIntegrator):
+    """x = (p, v, reward of the last step), of which the world shows the first two."""
+
+    nx: int = 3
+    ny: int = 3
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        return torch.cat([DoubleIntegrator.step(self, x, u, k), torch.full_like(x[..., :1], 7.0)], -1)
+
+
+def test_what_the_world_does_not_show_is_not_compared() -> None:
+    problem = replace(lq_problem(horizon=5), dynamics=Rewarding())
+    problem = replace(problem, cost=Quadratic(Q=(1.0, 1.0, 0.0), Qf=(1.0, 1.0, 0.0)))
+    policy = MPC(problem, Scripted(), estimator=Padded(Observed()), generator=seeded())
+    action = policy(X)
+    policy(DoubleIntegrator().step(X, action, 0) + torch.tensor([0.0, 0.25]))
+    assert policy.report is not None
+    for error in (policy.report.state_error, policy.report.output_error):
+        assert error is not None and error.tolist() == pytest.approx([0.25, 0.25], abs=1e-12)
 
 
 def test_predicted_cost_is_the_stage_cost_of_the_action_taken() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,6 +99,33 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> No
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(start, range(8)))
     assert set(names) == {"run", *(f"run-{n}" for n in range(2, 9))}
+
+
+@pytest.mark.parametrize(
+    ("damage", "answer"),
+    [
+        (lambda data: data.replace(b"1,", b"x1,"), "damaged in line 3: invalid literal"),
+        (lambda data: data.replace(b"1,", b"\xb9,"), "damaged in line 3: 'utf-8' codec"),
+        (lambda data: data.replace(b"1,", b"\r\n1,"), "damaged in line 3: 0 instead of 2 values"),
+        (lambda data: data.replace(b"1,", b"1;"), "damaged in line 3: 1 instead of 2 values"),
+        (lambda data: data.replace(b"step", b"\xb9tep"), "not of this kind of run"),
+    ],
+)
+def test_damaged_rows_are_told_on_resume(
+    damage: Callable[[bytes], bytes], answer: str, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path, COLUMNS) as folder:
+        for step in range(3):
+            folder.log({"step": step, "value": 0.5})
+    file = tmp_path / "metrics.csv"
+    good = file.read_bytes()
+    file.write_bytes(damage(good))
+    with pytest.raises(RunFolderError, match=answer):
+        RunFolder(tmp_path, COLUMNS, resume_at=1)
+    assert file.read_bytes() == damage(good)
+    file.write_bytes(good + b"3,0.")  # cut short by a kill
+    RunFolder(tmp_path, COLUMNS, resume_at=1).close()
+    assert [row["step"] for row in rows(file)] == ["0", "1"]
 
 
 def test_an_unwritable_folder_says_what_to_do(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Config:
 def train(case: Case, seed: int, config: Config) -> dict[str, Any]:
     """Train, or go on training, and say how well it went."""
     folder = config.runs / f"{case.env}-{seed}"
-    if (folder / "checkpoints").exists():
+    if (folder / "config.json").exists():
         settings = dataclasses.replace(pets.config_of(folder), steps=config.steps or case.steps)
         pets.main(settings, Console(quiet=True), resume=folder)
     else:
