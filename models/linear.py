@@ -11,6 +11,7 @@ from mbrl.derivatives import Euclidean, flat_rows
 from mbrl.errors import ContractError
 from mbrl.features import Features
 from mbrl.models.ensemble import mean_and_scale
+from mbrl.models.propagation import one_step
 from mbrl.models.training import check_data
 from mbrl.protocols import Dynamics
 
@@ -149,7 +150,7 @@ class _Draw:
         return x
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
-        noise = self._noise[int(k)]
+        noise = self._noise[one_step(k)]
         rows = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1], noise.shape[:-1])  # type: ignore[no-untyped-call]
         y, u, _ = flat_rows(x.expand(*rows, -1), u)
         t = self._model.answer(y, u) + noise.expand(*rows, -1).reshape(len(y), -1)

@@ -189,6 +189,69 @@ def test_moment_matching_keeps_mean_and_variance() -> None:
         MomentMatching(model).realize((1, 1), 1, generator=seeded())
 
 
+def test_moments_are_those_of_the_particles_that_are_left() -> None:
+    """Of twenty, eight are over: the others are matched as if they were alone, and the eight stay as they are."""
+    model = ensemble()
+    y, u = batch(2)
+    matched = MomentMatching(model).realize((20, 1, 1), 1, generator=seeded())
+    x = y.expand(20, 1, 2, 3).clone()
+    x[:8, :, 0] = torch.nan
+    plain = Draw(TS1(model), matched._members, matched._noise)
+    got, left = matched.step(x, u, 0)[:, 0], plain.step(x, u, 0)[8:, 0, 0]
+    assert torch.isnan(got[:8, 0]).all()
+    torch.testing.assert_close(got[8:, 0], left.mean(0) + left.std(0) * matched._again[0, 8:, 0, 0])
+    torch.testing.assert_close(got[:, 1], matched.step(y.expand(20, 1, 2, 3), u, 0)[:, 0, 1])
+    x[:19] = torch.nan  # one alone keeps its place
+    torch.testing.assert_close(matched.step(x, u, 0)[19], plain.step(x, u, 0)[19])
+
+
+@torch.no_grad()  # as planners score: rows that ended are then retired
+def test_moments_are_matched_until_the_last_particle_ended() -> None:
+    model = ensemble(Features(2), nu=1)
+    limits = Box(torch.tensor([-1.0]), torch.tensor([1.0]))
+    problem = Problem(
+        MomentMatching(model), Quadratic(), limits, 6, particles=20, terminated=lambda y: y[..., 0] > 0.5
+    )
+    dynamics, particles = realize(problem, generator=seeded())
+    x0, u = torch.zeros(1, 2), torch.rand(1, 8, 6, 1, generator=seeded())
+    found = evaluate(problem, dynamics, x0, u, particles=particles)
+    assert torch.isfinite(found.cost).all() and not found.diverged.any()
+
+
+def test_moments_keep_unit_vectors() -> None:
+    model = ensemble(FEATURES["angle, force and direction"])
+    y, u = batch(2, 5)
+    y_next = MomentMatching(model).realize((20, 1, 1), 1, generator=seeded()).step(y, u, 0)
+    torch.testing.assert_close(y_next[..., 3:].norm(dim=-1), torch.ones(20, 1, 2))
+
+
+@pytest.mark.parametrize("way", [TS1, MomentMatching])
+def test_derivatives_of_a_draw_are_by_state_and_action_only(way: Any) -> None:
+    model = ensemble()
+    draw = way(model).realize((4, 1, 1), 2, generator=seeded())
+    y, u = batch(2)
+    for _ in range(2):  # as a planner by gradients does
+        at = u.clone().requires_grad_()
+        torch.autograd.backward(draw.step(y, at, 0).sum())
+        assert at.grad is not None and at.grad.all()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("k", [torch.tensor([0, 1]), torch.zeros(0)])
+def test_a_draw_is_at_one_step(k: Tensor) -> None:
+    draw = TS1(ensemble()).realize((4, 1, 1), 2, generator=seeded())
+    y, u = batch(2)
+    torch.testing.assert_close(draw.step(y, u, torch.tensor([1])), draw.step(y, u, 1))
+    with pytest.raises(ContractError, match=f"one k for all rows, but got {len(k)}"):
+        draw.step(y, u, k)
+
+
+@pytest.mark.parametrize("member", [-1, 4])
+def test_thompson_follows_a_member_that_there_is(member: int) -> None:
+    with pytest.raises(ContractError, match=f"4 members, counted from 0, but got {member}"):
+        Thompson(ensemble(), member=member)
+
+
 def test_candidates_share_random_numbers() -> None:
     model = ensemble(Features(2), nu=1)
     problem = Problem(
