@@ -147,9 +147,9 @@ def main(config: Config, console: Console | None = None) -> Path:
                 generator=generator,
                 progress=log,
             )
-        if not all(map(math.isfinite, fit.best)):
+        if not any(map(math.isfinite, fit.best)):
             raise ContractError(
-                f"The fit gave no model: {fit.stopped}, and some members had none before. Nothing was saved. "
+                f"The fit gave no model: {fit.stopped}, and there were none before. Nothing was saved. "
                 "Lower the learning rate, --fit.learning-rate, or look for outliers in the data."
             )
         console.print(f"Fitted: {fit.stopped}.", highlight=False)

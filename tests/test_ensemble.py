@@ -446,6 +446,82 @@ def test_a_fit_that_diverges_keeps_the_last_good_weights() -> None:
     )  # and the optimiser recovers
 
 
+def test_a_refit_that_diverges_leaves_the_whole_model() -> None:
+    """The normalisers too: the last good weights mean nothing with those of other data."""
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    Trainer(model, FitConfig(epochs=3, elites=2)).fit(*noisy(300), generator=seeded())
+    model.temperature.fill_(1.5)
+    before = copy.deepcopy(model.state_dict())
+    y, u, y_next = noisy(300)
+    fit = Trainer(model, FitConfig(epochs=3, learning_rate=1e30, clip=1e30)).fit(
+        100 * y + 5, u, 100 * y_next, generator=seeded()
+    )
+    assert "member 3 diverged in epoch 0" in fit.stopped and fit.best == [torch.inf] * 4
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert fit.elites == before["elites"].tolist()
+
+
+def test_a_blow_up_to_finite_weights_is_not_kept() -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    Trainer(model, FitConfig(epochs=10)).fit(*noisy(300), generator=seeded())
+    before = copy.deepcopy(model.state_dict())
+    fit = Trainer(model, FitConfig(epochs=10, learning_rate=1e4)).fit(*noisy(300), generator=seeded())
+    assert all(torch.isfinite(torch.tensor(epoch.holdout)).all() for epoch in fit.epochs)
+    assert "diverged" in fit.stopped
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_member_that_diverges_leaves_the_others_alone() -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    alone = copy.deepcopy(model)
+    with torch.no_grad():
+        model.net.weights[0][1] = 3e38
+    y, u, y_next = noisy(300)
+    config = FitConfig(epochs=10, batch=32)
+    fit = Trainer(model, config).fit(y, u, y_next, generator=seeded())
+    assert (
+        fit.stopped
+        == "all 10 epochs are done; member 1 diverged in epoch 0; the best weights before are kept"
+    )
+    assert fit.elites == model.elites.tolist() == [0, 2, 3] and fit.best[1] == torch.inf
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    best = Trainer(alone, config).fit(y, u, y_next, generator=seeded()).best
+    for e in (0, 2, 3):  # but for the bounds of the variance, which all share
+        assert fit.best[e] == pytest.approx(best[e], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch": 0},
+        {"epochs": 0},
+        {"patience": -1},
+        {"holdout": 1.0},
+        {"holdout": -0.1},
+        {"holdout": float("nan")},
+        {"max_holdout": -1},
+        {"elites": 0},
+        {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"clip": 0.0},
+        {"beta": -1.0},
+        {"decays": ()},
+        {"decays": (1e-5, -1.0)},
+    ],
+)
+def test_settings_that_cannot_fit_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ContractError, match=f"FitConfig needs .*{next(iter(wrong))}"):
+        FitConfig(**wrong)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_is_for_so_many_epochs(patience: int) -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    config = FitConfig(epochs=50, patience=patience, improvement=0.999)  # only the first epoch is one
+    fit = Trainer(model, config).fit(*noisy(100), generator=seeded())
+    assert len(fit.epochs) == 1 + patience and fit.stopped == f"no member improved for {patience} epochs"
+
+
 @pytest.mark.parametrize("field", ["y", "u", "y_next", "reward"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_data_that_is_not_finite_is_refused(field: str, value: float) -> None:
