@@ -119,7 +119,7 @@ def main(config: Config, console: Console | None = None) -> Path:
         part.to(config.device)
         for part in split(rows, config.test, torch.Generator().manual_seed(config.seed))
     )
-    check_data(model.ny, model.nu, train.y, train.u, train.y_next)  # before there is a folder
+    check_data(model, train.y, train.u, train.y_next)  # before there is a folder
 
     losses = [f"{kind}_{e}" for kind in ("train", "holdout") for e in range(config.members)]
     with RunFolder(config.out, ("epoch", *losses)) as folder:

@@ -204,7 +204,7 @@ class BayesianTrainer:
             ContractError: too few transitions, wrong shapes, or NaN or inf in the data.
         """
         model, config = self.model, self.config
-        check_data(model.ny, model.nu, y, u, y_next)
+        check_data(model.center, y, u, y_next)
         held = min(int(config.holdout * len(y)), config.max_holdout)
         order = torch.randperm(len(y), generator=generator, device=generator.device)
         test, train = order[:held], order[held:]

@@ -6,12 +6,16 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
 from mbrl.models.ensemble import Ensemble
+
+if TYPE_CHECKING:
+    from mbrl.models.linear import LinearModel
 
 DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 """Weight decay from the first layer to the last, as in MBPO; ½ λ ‖W‖² per layer, biases free."""
@@ -151,8 +155,7 @@ class Trainer:
                     f"This ensemble learns the {name}, so fit needs {name} (N,), but got None."
                 )
         check_data(
-            model.ny,
-            model.nu,
+            model,
             y,
             u,
             y_next,
@@ -339,20 +342,22 @@ def _keep(kept: dict[str, Tensor], model: Ensemble, e: int) -> None:
 
 
 def check_data(
-    ny: int,
-    nu: int,
+    model: Ensemble | LinearModel,
     y: Tensor,
     u: Tensor,
     y_next: Tensor,
     reward: Tensor | None = None,
     terminated: Tensor | None = None,
 ) -> None:
-    """Raise ContractError unless these are N ≥ 2 transitions of finite numbers, of the shapes that a model needs."""
-    n = len(y)
+    """Raise ContractError unless these are N ≥ 2 transitions, of the shapes and of finite numbers that the model can take."""
+    n, dtype = len(y), model.input_mean.dtype
+    if n < 2:
+        raise ContractError(f"fit needs at least 2 transitions, but got {n}.")
+    largest = math.sqrt(torch.finfo(dtype).max) / 1e3
     wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "y": (y, (n, ny)),
-        "u": (u, (n, nu)),
-        "y_next": (y_next, (n, ny)),
+        "y": (y, (n, model.ny)),
+        "u": (u, (n, model.nu)),
+        "y_next": (y_next, (n, model.ny)),
         "reward": (reward, (n,)),
         "terminated": (terminated, (n,)),
     }
@@ -361,11 +366,15 @@ def check_data(
             continue
         if tuple(value.shape) != shape:
             raise ContractError(f"fit needs {name} of shape {shape}, but got {tuple(value.shape)}.")
-        bad = (~torch.isfinite(value.reshape(n, -1).float()).all(-1)).nonzero().flatten()
+        size = value.reshape(n, -1).double().abs().amax(-1)
+        bad = (~torch.isfinite(size)).nonzero().flatten()
         if len(bad):
             raise ContractError(
                 f"fit needs finite data, but {name} holds NaN or inf in {len(bad)} of {n} rows, first in row "
                 f"{int(bad[0])}. Leave these transitions out; the model was not changed."
             )
-    if n < 2:
-        raise ContractError(f"fit needs at least 2 transitions, but got {n}.")
+        if float(size.max()) > largest:
+            raise ContractError(
+                f"fit needs numbers up to {largest:.0e} in size, since the model squares them in {dtype}, but {name} is "
+                f"{float(size.max()):.3g} in row {int(size.argmax())}. Use larger units; the model was not changed."
+            )

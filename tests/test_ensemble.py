@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -553,6 +554,60 @@ def test_odd_data_gives_finite_models(what: str, change: Any) -> None:
     assert torch.isfinite(said.y_next).all() and torch.isfinite(said.variance).all()
 
 
+def test_what_does_not_vary_is_held_for_certain() -> None:
+    """A column that is exactly 7, and one that always grows by 0.5: not noise in raw units, step upon step."""
+    model = Ensemble(3, 1, 0.1, **SMALL, reward=True, generator=seeded())
+    y, u, y_next = noisy(200)
+    seven, count = torch.full_like(y, 7.0), 0.5 * torch.arange(200.0)[:, None]
+    y, y_next = torch.cat([y, seven, count], -1), torch.cat([y_next, seven, count + 0.5], -1)
+    Trainer(model, FitConfig(epochs=5)).fit(y, u, y_next, torch.full((200,), 2.0), generator=seeded())
+    with torch.no_grad():
+        said = model.predict(y, u)
+        assert said.reward is not None and (said.reward == 2.0).all()
+        assert (said.variance[..., 1:] == 0).all() and (said.variance[..., 0] > 0).all()
+        draw, at = TSInf(model).realize((8, 1), 30, generator=seeded()), y[:4]
+        for k in range(30):
+            at = draw.step(at, u[:4], k)
+        assert (at[..., 1] == 7.0).all() and torch.equal(at[..., 2], (count[:4, 0] + 15).expand(8, 4))
+        told = WithDisagreement(TSInf(model)).realize((8, 1), 1, generator=seeded()).step(pad(y), u, 0)
+    assert torch.isfinite(told).all() and (told[..., -1] > 0).all()
+
+
+def test_small_numbers_are_no_constants() -> None:
+    y, u, y_next = noisy(500)
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    fit = Trainer(model, FitConfig(epochs=30, batch=64)).fit(1e-14 * y, u, 1e-14 * y_next, generator=seeded())
+    assert max(fit.best) < 0.5 and float(model.target_scale) < 1e-13
+
+
+def test_both_kinds_of_uncertainty_are_of_the_same_numbers() -> None:
+    model = ensemble(FEATURES["goal"])
+    y, u = batch(5, 4)
+    said = model.predict(y, u)
+    assert said.epistemic().shape == said.aleatoric().shape == (5, 3)
+    torch.testing.assert_close(said.epistemic(), said.y_next.var(0, correction=0)[:, :3])
+
+
+def test_temperatures_are_of_the_weights_that_they_were_set_for() -> None:
+    model = fitted(100, epochs=2)
+    model.temperature.fill_(2.0)
+    model.interval_scale.fill_(3.0)
+    Trainer(model, FitConfig(epochs=2)).fit(*noisy(100), generator=seeded())
+    assert float(model.temperature) == float(model.interval_scale) == 1.0
+
+
+@pytest.mark.parametrize("size", [1e30, 1e39])
+def test_numbers_whose_squares_are_lost_are_refused(size: float) -> None:
+    """1e39 is finite in float64, so it is not called infinite."""
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    before = copy.deepcopy(model.state_dict())
+    y, u, y_next = (v.double() for v in noisy(60))
+    y_next[7] = -size
+    with pytest.raises(ContractError, match=re.escape(f"y_next is {size:.3g} in row 7. Use larger units")):
+        Trainer(model).fit(y, u, y_next, generator=seeded())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_fits_are_repeatable_and_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     first, second = (fitted(200, epochs=3) for _ in range(2))
@@ -565,8 +620,9 @@ def test_wrong_shapes_are_told() -> None:
     y, u = batch(8)
     with pytest.raises(ContractError, match=r"u of shape \(8, 2\), but got \(8, 1\)"):
         Trainer(model).fit(y, u[:, :1], y, generator=seeded())
-    with pytest.raises(ContractError, match="at least 2 transitions"):
-        Trainer(model).fit(y[:1], u[:1], y[:1], generator=seeded())
+    for few in (0, 1):
+        with pytest.raises(ContractError, match="at least 2 transitions"):
+            Trainer(model).fit(y[:few], u[:few], y[:few], generator=seeded())
     with pytest.raises(ContractError, match="members ≥ 1"):
         Ensemble(1, 1, 0.1, members=0, generator=seeded())
 
