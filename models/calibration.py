@@ -69,13 +69,14 @@ def calibrate(
     """Measure the calibration on y (B, ny), u (B, nu), y_next (B, ny), which should be new to the model.
 
     Raises:
-        ContractError: the model is deterministic with a single member, so it claims no uncertainty.
+        ContractError: the model claims no uncertainty: it is deterministic with a single member, or nothing varied
+            in its data.
     """
     error, variance, aleatoric, epistemic = _errors(model, y, u, y_next)
     if not bool((variance > 0).any()):
         raise ContractError(
-            "calibrate needs a model with uncertainty, but this one is deterministic and has a single member. "
-            "Use probabilistic=True or more members."
+            "calibrate needs a model with uncertainty, but this one is deterministic and has a single member, or "
+            "nothing varied in its data. Use probabilistic=True or more members."
         )
     doubted = variance > 0
     numbers = doubted.any(0)
