@@ -166,7 +166,6 @@ class Draw:
         noise: (H, *shape, np) standard normal numbers, or None for a deterministic ensemble.
     """
 
-    @torch.no_grad()  # else all steps would share one graph, that of the folded weights, which backward() frees
     def __init__(self, way: Propagation, members: Tensor, noise: Tensor | None):
         model = way.model
         self.nx, self.nu, self.ny, self.dt = model.nx, model.nu, model.ny, model.dt
@@ -176,10 +175,9 @@ class Draw:
         self._mean, self._slope = model.input_mean, 1 / model.input_scale
         self._layers = {int(e): _folded(model, int(e), self._dtype) for e in set(members.flatten().tolist())}
         # exp of the soft bounds: log σ² between them is σ² = e^min + 1 / (e^-max + e^-raw), written without softplus.
-        scale = (model.target_scale * model.temperature)[: model.np]
-        self._scale = scale
-        self._low = model.min_logvar[: model.np].exp()
-        self._high = (-model.max_logvar[: model.np]).exp()
+        self._scale = (model.target_scale * model.temperature)[: model.np]
+        self._low = model.min_logvar.detach()[: model.np].exp()
+        self._high = (-model.max_logvar.detach()[: model.np]).exp()
 
     def output(self, x: Tensor) -> Tensor:
         return x
@@ -276,8 +274,13 @@ def one_step(k: int | Tensor) -> int:
 
 
 def _folded(model: Ensemble, e: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Weights (in, out) and biases (out,) of network e; the last layer answers in units of y."""
-    layers: list[Any] = [(w[e], b[e, 0]) for w, b in zip(model.net.weights, model.net.biases, strict=True)]
+    """Weights (in, out) and biases (out,) of network e; the last layer answers in units of y.
+
+    Without their graph, which all steps would share and the first backward() would free.
+    """
+    layers: list[Any] = [
+        (w.detach()[e], b.detach()[e, 0]) for w, b in zip(model.net.weights, model.net.biases, strict=True)
+    ]
     w, b = layers[-1]
     scale, shift = torch.ones_like(b), torch.zeros_like(b)
     scale[: model.nt], shift[: model.nt] = model.target_scale, model.target_mean

@@ -236,6 +236,7 @@ def test_derivatives_of_a_draw_are_by_state_and_action_only(way: Any) -> None:
         torch.autograd.backward(draw.step(y, at, 0).sum())
         assert at.grad is not None and at.grad.all()
     assert all(p.grad is None for p in model.parameters())
+    assert not draw.step(y, u, 0).requires_grad
 
 
 @pytest.mark.parametrize("k", [torch.tensor([0, 1]), torch.zeros(0)])
