@@ -66,7 +66,16 @@ def _horizon(ax: Axes, horizon: HorizonError, dt: float) -> None:
 
 
 def _disagreement(ax: Axes, disagreement: Tensor, error: Tensor) -> None:
-    """All transitions but the largest hundredth, and the median error of those that are alike in disagreement."""
+    """All transitions but the largest hundredth, and the median error of those that are alike in disagreement.
+
+    Numbers that are not finite have no place in it.
+    """
+    finite = torch.isfinite(disagreement) & torch.isfinite(error)
+    disagreement, error = disagreement[finite], error[finite]
+    ax.set(xlabel="disagreement of the members", ylabel="error of their mean")
+    ax.set_title("Disagreement and error", loc="left")
+    if not len(error):
+        return
     shown = torch.linspace(0, len(error) - 1, min(len(error), 3_000)).long()
     ax.plot(disagreement[shown], error[shown], ".", markersize=4, alpha=0.35, color="0.45", markeredgewidth=0)
     bins = [part for part in disagreement.argsort().tensor_split(_BINS) if len(part)]
@@ -76,6 +85,4 @@ def _disagreement(ax: Axes, disagreement: Tensor, error: Tensor) -> None:
     )
     right, top = (max(float(values.float().quantile(0.99)), 1e-12) for values in (disagreement, error))
     ax.set(xlim=(0, 1.02 * right), ylim=(0, 1.02 * top))
-    ax.set(xlabel="disagreement of the members", ylabel="error of their mean")
-    ax.set_title("Disagreement and error", loc="left")
     ax.legend(frameon=False, fontsize=9, loc="upper left")

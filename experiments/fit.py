@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -104,7 +106,8 @@ def main(config: Config, console: Console | None = None) -> Path:
     """
     console = console or Console()
     dataset = load_dataset(config.dataset)
-    rows = dataset.transition.to("cpu", torch.float32)
+    # Not rounded to float32, which would lose small changes of large numbers.
+    rows = dataset.transition.to("cpu", torch.promote_types(dataset.transition.y.dtype, torch.float32))
     features = features_of(config, dataset.metadata, rows.y.shape[-1])
     dt = dataset.metadata.get("dt") if config.dt is None else config.dt
     if not isinstance(dt, int | float):
@@ -126,7 +129,9 @@ def main(config: Config, console: Console | None = None) -> Path:
         part.to(config.device)
         for part in split(rows, config.test, torch.Generator().manual_seed(config.seed))
     )
-    check_data(model.ny, model.nu, train.y, train.u, train.y_next)  # before there is a folder
+    task = (train.reward, train.terminated) if config.learn_task else ()
+    learned = (train.y, train.u, train.y_next, *task)
+    check_data(model, *learned)  # before there is a folder
 
     losses = [f"{kind}_{e}" for kind in ("train", "holdout") for e in range(config.members)]
     with RunFolder(config.out, ("epoch", *losses)) as folder:
@@ -145,21 +150,14 @@ def main(config: Config, console: Console | None = None) -> Path:
                 )
                 progress.show(epoch)
 
-            fit = Trainer(model, config.fit).fit(
-                train.y,
-                train.u,
-                train.y_next,
-                train.reward,
-                train.terminated,
-                generator=generator,
-                progress=log,
-            )
-        if not all(map(math.isfinite, fit.best)):
+            fit = Trainer(model, config.fit).fit(*learned, generator=generator, progress=log)
+        if not any(map(math.isfinite, fit.best)):
             raise ContractError(
-                f"The fit gave no model: {fit.stopped}, and some members had none before. Nothing was saved. "
+                f"The fit gave no model: {fit.stopped}, and there were none before. Nothing was saved. "
                 "Lower the learning rate, --fit.learning-rate, or look for outliers in the data."
             )
         console.print(f"Fitted: {fit.stopped}.", highlight=False)
+        said, plot = assess(config, model, tune, test, generator=generator)
         report = {
             "transitions": {
                 "fitted": len(train.reward),
@@ -172,12 +170,14 @@ def main(config: Config, console: Console | None = None) -> Path:
                 "best": fit.best,
                 "elites": fit.elites,
             },
-            **assess(config, model, tune, test, folder.path / "calibration.png", generator=generator),
+            **said,
         }
         saved = save_ensemble(folder.path / "model", model)
         (folder.path / "report.json").write_text(
             json.dumps(json_types(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
+        if plot is not None:  # last: the model does not depend on it
+            plot(folder.path / "calibration.png")
     show(report, console)
     console.print(
         f"The model, for mbrl.models.load_ensemble: {saved.parent}",
@@ -223,12 +223,16 @@ def split(rows: Transition, share: float, generator: Generator) -> tuple[Transit
 
 
 def assess(
-    config: Config, model: Ensemble, tune: Transition, test: Transition, path: Path, *, generator: Generator
-) -> dict[str, Any]:
-    """Recalibrate the model, in place, and tell how honest it is; writes the plots to `path`."""
+    config: Config, model: Ensemble, tune: Transition, test: Transition, *, generator: Generator
+) -> tuple[dict[str, Any], Callable[[Path], None] | None]:
+    """Recalibrate the model, in place, and tell how honest it is, in numbers and by what draws them to a file."""
     held = len(test.reward)
     if held < _ENOUGH:
-        return {"note": f"Only {held} transitions are held out to report on, so the model is not calibrated."}
+        note = f"Only {held} transitions are held out to report on, so the model is not calibrated."
+        return {"note": note}, None
+    if not bool(model.target_scale[: model.np].any()):
+        note = "Every step in the data is the same, so the model knows it for certain and there is nothing to calibrate."
+        return {"note": note}, None
     levels, data = (*LEVELS, *GRID), (test.y, test.u, test.y_next)
     found = {"as fitted": calibrate(model, *data, levels=levels)}
     if config.recalibrate:
@@ -242,25 +246,26 @@ def assess(
     except ContractError as disorder:  # rows that are not in order of time
         horizon, open_loop = None, {"note": str(disorder)}
     disagreement, error = disagreement_and_error(model, *data)
-    plot_calibration(
-        path,
-        {name: {level: said.coverage[level] for level in GRID} for name, said in found.items()},
-        horizon,
-        disagreement.cpu(),
-        error.cpu(),
-        model.dt,
+    plot = functools.partial(
+        plot_calibration,
+        coverage={name: {level: said.coverage[level] for level in GRID} for name, said in found.items()},
+        horizon=horizon,
+        disagreement=disagreement.cpu(),
+        error=error.cpu(),
+        dt=model.dt,
     )
-    return {
+    report = {
         "calibration": {name: numbers(said) for name, said in found.items()},
         "temperature": model.temperature.tolist(),
         "open_loop": open_loop,
     }
+    return report, plot
 
 
 def windows(rows: Transition, length: int, *, generator: Generator) -> tuple[Tensor, Tensor]:
     """Some unbroken pieces of episodes, y (N, L+1, ny) and u (N, L, nu), of `length` steps or the longest there are."""
     _, run = runs(rows)
-    replay = Replay(len(rows.reward), rows.y.shape[-1], rows.u.shape[-1], rows.y.device)
+    replay = Replay(len(rows.reward), rows.y.shape[-1], rows.u.shape[-1], rows.y.device, rows.y.dtype)
     replay.add(rows)
     y, u = replay.trajectories(min(length, int(run.bincount().max())))
     some = torch.randperm(len(y), generator=generator, device=generator.device)[:_WINDOWS]

@@ -133,7 +133,8 @@ class Replay:
         capacity: in transitions.
         ny, nu: sizes of y and u.
         device: where the buffer lives; what is added is moved there.
-        dtype: of the floating-point fields; what is added is converted.
+        dtype: of the floating-point fields; what is added is converted. A model learns the changes of y, and in
+            float32 those below a ten-millionth of y are lost: choose float64 for small steps far from 0.
 
     Raises:
         ContractError: it needs more memory than is available, or a size is below 1.

@@ -34,7 +34,8 @@ class Features:
             after each step.
 
     Raises:
-        ContractError: an index is outside y or named twice where that has no meaning.
+        ContractError: an index is outside y or named twice where that has no meaning, a unit vector is empty or
+            in pieces, or nothing is left to see or to predict.
     """
 
     ny: int
@@ -52,8 +53,14 @@ class Features:
                     f"Features needs indices below {self.ny}, each once in hidden and angles and once in "
                     f"constant, absolute and unit, but got {self}."
                 )
-        if any(run != tuple(range(run[0], run[0] + len(run))) for run in self.unit):
-            raise ContractError(f"Features needs unit vectors that stand together in y, but got {self.unit}.")
+        if any(not run or run != tuple(range(run[0], run[0] + len(run))) for run in self.unit):
+            raise ContractError(
+                f"Features needs unit vectors of numbers that stand together in y, but got {self.unit}."
+            )
+        if max(len(self.hidden), len(self.constant)) >= self.ny:
+            raise ContractError(
+                f"Features needs at least one number of y that is not hidden and one that is not constant, but got {self}."
+            )
 
     @property
     def predicted(self) -> tuple[int, ...]:
@@ -92,8 +99,14 @@ class Features:
                 said = answer[..., start:stop]
                 new = said if kind == "absolute" else new + said
                 start = stop
-            parts.append(new / new.norm(dim=-1, keepdim=True) if kind.startswith("unit") else new)
+            parts.append(_scaled(kind, new))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def rescaled(self, y: Tensor) -> Tensor:
+        """y (..., ny) with its unit vectors scaled back to length 1."""
+        return (
+            torch.cat([_scaled(kind, y[..., part]) for kind, part in self._changes], -1) if self.unit else y
+        )
 
     def linearize(self, y: Tensor, answer: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of y_next of n models: (n, B, ny, ny) by y (B, ny) and (n, B, ny, nu) by u (B, nu).
@@ -119,6 +132,10 @@ class Features:
         kinds = dict.fromkeys(self.constant, "constant") | dict.fromkeys(self.absolute, "absolute")
         kinds |= {i: f"unit {k}" for k, run in enumerate(self.unit) for i in run}
         return _runs(kinds, self.ny, "change")
+
+
+def _scaled(kind: str, part: Tensor) -> Tensor:
+    return part / part.norm(dim=-1, keepdim=True) if kind.startswith("unit") else part
 
 
 def _runs(kinds: dict[int, str], ny: int, default: str) -> list[tuple[str, slice]]:

@@ -204,15 +204,15 @@ class BayesianTrainer:
             ContractError: too few transitions, wrong shapes, or NaN or inf in the data.
         """
         model, config = self.model, self.config
-        check_data(model.ny, model.nu, y, u, y_next)
+        check_data(model.center, y, u, y_next)
         held = min(int(config.holdout * len(y)), config.max_holdout)
         order = torch.randperm(len(y), generator=generator, device=generator.device)
         test, train = order[:held], order[held:]
+        kept = copy.deepcopy(model.state_dict())
         model.center.normalise(y[train], u[train], y_next[train])
         z, t = model.center.inputs(y, u), model.center.targets(y, y_next)
 
         fit = Fit(elites=[0], stopped=f"all {config.epochs} epochs are done")
-        kept = copy.deepcopy(model.state_dict())
         for epoch in range(config.epochs):
             shuffled = torch.randperm(len(train), generator=generator, device=generator.device)
             losses = []

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError
-from mbrl.models.ensemble import Ensemble
+from mbrl.models.ensemble import Ensemble, mean_and_scale
 from mbrl.models.propagation import MeanDynamics, TSInf
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -23,6 +23,9 @@ GRID = tuple(0.05 * i for i in range(1, 20))
 @dataclass(frozen=True)
 class Calibration:
     """How one-step predictions compare with the truth, over B transitions and n predicted numbers.
+
+    A number that the model claims to know for certain throughout, such as one that did not vary in its data, has no
+    share in what is told over all numbers.
 
     Attributes:
         nll: mean negative log-likelihood per number, of normalised targets.
@@ -66,28 +69,35 @@ def calibrate(
     """Measure the calibration on y (B, ny), u (B, nu), y_next (B, ny), which should be new to the model.
 
     Raises:
-        ContractError: the model is deterministic with a single member, so it claims no uncertainty.
+        ContractError: the model claims no uncertainty: it is deterministic with a single member, or nothing varied
+            in its data.
     """
     error, variance, aleatoric, epistemic = _errors(model, y, u, y_next)
     if not bool((variance > 0).any()):
         raise ContractError(
-            "calibrate needs a model with uncertainty, but this one is deterministic and has a single member. "
-            "Use probabilistic=True or more members."
+            "calibrate needs a model with uncertainty, but this one is deterministic and has a single member, or "
+            "nothing varied in its data. Use probabilistic=True or more members."
         )
-    z = error / variance.sqrt()
-    scale = model.target_scale[: model.np]
+    doubted = variance > 0
+    numbers = doubted.any(0)
+    z = torch.where(error == 0, 0.0, error / variance.sqrt())  # certain and right: 0 deviations, not 0 / 0
+    scale = model.target_unit[: model.np]
 
     each = torch.stack([(z.abs() <= width).to(z).mean(0) for width in _widths(levels)])
-    gaps = [abs(float((z.abs() <= w).to(z).mean()) - p) for p, w in zip(GRID, _widths(GRID), strict=True)]
+    gaps = [
+        abs(float((z[:, numbers].abs() <= w).to(z).mean()) - p)
+        for p, w in zip(GRID, _widths(GRID), strict=True)
+    ]
     nll = 0.5 * (z**2 + (variance / scale**2).log() + math.log(2 * math.pi))
+    share = (epistemic / (aleatoric + epistemic))[doubted]
     return Calibration(
-        nll=float(nll.mean()),
+        nll=float(nll[doubted].mean()),
         rmse=(error**2).mean(0).sqrt(),
-        coverage={p: float(c.mean()) for p, c in zip(levels, each, strict=True)},
+        coverage={p: float(c[numbers].mean()) for p, c in zip(levels, each, strict=True)},
         coverage_each=each,
         expected_error=sum(gaps) / len(gaps),
-        aleatoric=float((aleatoric / (aleatoric + epistemic)).mean()),
-        epistemic=float((epistemic / (aleatoric + epistemic)).mean()),
+        aleatoric=float((1 - share).mean()),
+        epistemic=float(share.mean()),
         rank=_rank(_overall(model, epistemic.sqrt()), _overall(model, error.abs())),
     )
 
@@ -100,7 +110,7 @@ def disagreement_and_error(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor
 
 def _overall(model: Ensemble, size: Tensor) -> Tensor:
     """Sizes (B, n) in units of the targets as one number each (B,)."""
-    return (size / model.target_scale[: model.np]).mean(-1)
+    return (size / model.target_unit[: model.np]).mean(-1)
 
 
 def recalibrate(model: Ensemble, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
@@ -133,7 +143,7 @@ def _best(ratio: Callable[[Tensor], Tensor], grid: Tensor, like: Tensor) -> Tens
     """Of the numbers in `grid`, for each predicted number that whose |error| / deviation (B, n) is closest to normal."""
     levels = list(zip(GRID, _widths(GRID), strict=True))
     best, lowest = torch.ones_like(like), torch.full_like(like, torch.inf)
-    for number in grid:
+    for number in torch.cat([torch.ones_like(grid[:1]), grid]):  # 1 stays where none is closer
         z = ratio(number)
         gap = torch.stack([((z <= w).to(z).mean(0) - p).abs() for p, w in levels]).mean(0)
         best, lowest = torch.where(gap < lowest, number, best), torch.minimum(gap, lowest)
@@ -142,7 +152,8 @@ def _best(ratio: Callable[[Tensor], Tensor], grid: Tensor, like: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class HorizonError:
-    """Errors of open-loop predictions over h = 1 … L steps, in standard deviations of the data.
+    """Errors of open-loop predictions over h = 1 … L steps, in standard deviations of the data, or as they are where
+    the data do not vary.
 
     Attributes:
         error: (L,), root mean square error of the mean prediction.
@@ -158,7 +169,9 @@ def horizon_error(
     model: Ensemble, y: Tensor, u: Tensor, *, particles: int = 20, generator: Generator
 ) -> HorizonError:
     """Compare rollouts from y (N, 0) under u (N, L, nu) with what really happened, y (N, L+1, ny)."""
-    scale = y.reshape(-1, y.shape[-1]).std(0).clamp(min=1e-8)
+    rows = y.reshape(-1, y.shape[-1])
+    varies = mean_and_scale(rows, torch.finfo(rows.dtype).eps)[1] > 0
+    scale = torch.where(varies, rows.std(0), 1.0)
     mean, draw = MeanDynamics(model), TSInf(model).realize((particles, 1), u.shape[1], generator=generator)
     at, some = y[:, 0], y[:, 0].expand(particles, *y[:, 0].shape)
     error, spread = [], []

@@ -46,6 +46,7 @@ class _Disagreeing(LiftedDraw):
     def __init__(self, user: WithDisagreement, draw: Draw):
         super().__init__(user, draw)
         self._model, self._limit = user.way.model, user.limit
+        self._unit = self._model.target_unit[: self._model.np]
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
         y = x[..., :-1]
@@ -53,7 +54,7 @@ class _Disagreeing(LiftedDraw):
         rows = y_next.shape[:-1]
         model = self._model
         flat = [v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (y, u)]
-        said = model.predict(*flat).change / model.target_scale[: model.np]
+        said = model.predict(*flat).change / self._unit
         d = said.var(0, correction=0).mean(-1).sqrt().reshape(*rows, 1).to(y_next)
         return torch.cat([y_next, d], -1).masked_fill(d > self._limit, torch.nan)
 

@@ -22,7 +22,7 @@ class Prediction:
     Attributes:
         y_next: (n, B, ny), the mean.
         change: (n, B, n_predicted), the mean answer of the network that leads to y_next, see `Features`.
-        variance: (n, B, n_predicted), the aleatoric variance of the predicted entries; zeros if deterministic.
+        variance: (n, B, n_predicted), the aleatoric variance of the change; zeros if deterministic.
         reward: (n, B) mean, or None without a reward head.
         end: (n, B) probability that the episode ends, or None without a termination head.
     """
@@ -38,8 +38,8 @@ class Prediction:
         return self.variance.mean(0)
 
     def epistemic(self) -> Tensor:
-        """Ignorance: the variance of the members' means, (B, ny). The two add up to the total variance."""
-        return self.y_next.var(0, correction=0)
+        """Ignorance: the variance of the members' means, (B, n_predicted). The two add up to that of the change."""
+        return self.change.var(0, correction=0)
 
 
 class Ensemble(nn.Module):
@@ -111,6 +111,7 @@ class Ensemble(nn.Module):
     input_scale: Tensor
     target_mean: Tensor
     target_scale: Tensor
+    """(nt,); 0 for what did not vary in the data: it is predicted as its mean, for certain."""
     temperature: Tensor
     """(nt,), by which the members' deviations are multiplied; see `recalibrate`."""
     interval_scale: Tensor
@@ -128,7 +129,12 @@ class Ensemble(nn.Module):
         if self.learns_reward:
             assert reward is not None
             t = torch.cat([t, reward[..., None]], -1)
-        return (t.to(self.target_mean) - self.target_mean) / self.target_scale
+        return (t.to(self.target_mean) - self.target_mean) / self.target_unit
+
+    @property
+    def target_unit(self) -> Tensor:
+        """(nt,), by which targets are measured: their scale, or 1 where that is 0."""
+        return divisor(self.target_scale)
 
     def heads(self, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Mean (..., nt), log-variance (..., nt) and termination logit (...) in the output of the network.
@@ -177,18 +183,21 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def normalise(self, y: Tensor, u: Tensor, y_next: Tensor, reward: Tensor | None = None) -> None:
-        """Set mean and scale of inputs and targets from data; what does not vary keeps the scale 1."""
-        self.input_mean.zero_()
-        self.input_scale.fill_(1.0)
-        self.target_mean.zero_()
-        self.target_scale.fill_(1.0)
-        for z, mean, scale in (
-            (self.inputs(y, u), self.input_mean, self.input_scale),
-            (self.targets(y, y_next, reward), self.target_mean, self.target_scale),
-        ):
-            m, s = mean_and_scale(z)
-            mean.copy_(m)
-            scale.copy_(s)
+        """Set mean and scale of inputs and targets from data, and all temperatures back to 1: they were of other weights.
+
+        Inputs that do not vary keep the scale 1.
+        """
+        for neutral in (self.input_mean, self.target_mean):
+            neutral.zero_()
+        for neutral in (self.input_scale, self.target_scale, self.temperature, self.interval_scale):
+            neutral.fill_(1.0)
+        eps = max(torch.finfo(v.dtype).eps for v in (y, self.input_mean))
+        m, s = mean_and_scale(self.inputs(y, u), eps)
+        self.input_mean.copy_(m)
+        self.input_scale.copy_(divisor(s))
+        m, s = mean_and_scale(self.targets(y, y_next, reward), eps)
+        self.target_mean.copy_(m)
+        self.target_scale.copy_(s)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         elites = state_dict.get(f"{prefix}elites")
@@ -202,9 +211,18 @@ class Ensemble(nn.Module):
         return f"{self.members} {kind} members, ny {self.ny}, nu {self.nu}, {size:,} weights"
 
 
-def mean_and_scale(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (n,) of the columns of z (N, n); what does not vary has the scale 1."""
+def mean_and_scale(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n,) of the columns of z (N, n), 0 where they do not vary.
+
+    Args:
+        eps: of the least precise dtype that the numbers went through.
+    """
     z = z.double()
     m, s = z.mean(0), z.std(0, correction=0)
-    # Rounding makes a constant column look like noise of its last digits.
-    return m, torch.where(s > 1e-6 * m.abs() + 1e-12, s, 1.0)
+    # Rounding makes a constant column look like noise of its last digits. Squares below 1e-30 are lost in float32.
+    return m, torch.where(s > 8 * eps * m.abs() + 1e-15, s, 0.0)
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """`scale`, or 1 where it is 0."""
+    return torch.where(scale > 0, scale, 1.0)

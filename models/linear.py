@@ -10,7 +10,8 @@ from torch import Generator, Tensor, nn
 from mbrl.derivatives import Euclidean, flat_rows
 from mbrl.errors import ContractError
 from mbrl.features import Features
-from mbrl.models.ensemble import mean_and_scale
+from mbrl.models.ensemble import divisor, mean_and_scale
+from mbrl.models.propagation import one_step
 from mbrl.models.training import check_data
 from mbrl.protocols import Dynamics
 
@@ -69,13 +70,15 @@ class LinearModel(Euclidean, nn.Module):
         Raises:
             ContractError: too few transitions, wrong shapes, or NaN or inf in the data.
         """
-        check_data(self.ny, self.nu, y, u, y_next)
+        check_data(self, y, u, y_next)
+        eps = torch.finfo(y.dtype).eps
         # In float64 from the start: differences of float32 numbers would lose what small steps change.
         y, u, y_next = (v.to(self.weights) for v in (y, u, y_next))
         z = torch.cat([self.features.inputs(y), u], -1)
         t = self.features.targets(y, y_next)
-        self.input_mean, self.input_scale = mean_and_scale(z)
-        self.target_mean, self.target_scale = mean_and_scale(t)
+        self.input_mean, input_scale = mean_and_scale(z, eps)
+        self.target_mean, target_scale = mean_and_scale(t, eps)
+        self.input_scale, self.target_scale = divisor(input_scale), divisor(target_scale)
         z = (z - self.input_mean) / self.input_scale
         t = (t - self.target_mean) / self.target_scale
 
@@ -149,7 +152,7 @@ class _Draw:
         return x
 
     def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
-        noise = self._noise[int(k)]
+        noise = self._noise[one_step(k)]
         rows = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1], noise.shape[:-1])  # type: ignore[no-untyped-call]
         y, u, _ = flat_rows(x.expand(*rows, -1), u)
         t = self._model.answer(y, u) + noise.expand(*rows, -1).reshape(len(y), -1)

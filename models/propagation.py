@@ -87,6 +87,13 @@ class Thompson(Propagation):
 
     member: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.member < self.model.members:
+            raise ContractError(
+                f"Thompson needs one of the ensemble's {self.model.members} members, counted from 0, but got "
+                f"{self.member}. Thompson.draw(model, generator=generator) takes one at random."
+            )
+
     @classmethod
     def draw(cls, model: Ensemble, *, generator: Generator) -> Thompson:
         i = int(torch.randint(len(model.elites), (), generator=generator, device=generator.device))
@@ -101,10 +108,11 @@ class Thompson(Propagation):
 class MomentMatching(Propagation):
     """TS1 whose particles are drawn anew at every step, from a Gaussian with their mean and variance.
 
-    Particles are the first axis of `shape`, at least two of them.
+    Particles are the first axis of `shape`, at least two of them. Those whose state is not finite, such as of rows
+    that `evaluate` retired at their end, stay so and do not count. (Rows whose states it keeps are not retired.)
     """
 
-    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Draw:
+    def realize(self, shape: tuple[int, ...], horizon: int, *, generator: Generator) -> Matched:
         if len(shape) != 3 or shape[0] < 2:
             raise ContractError(
                 f"MomentMatching needs a shape (P, 1, 1) with P ≥ 2 particles, but got {shape}. "
@@ -150,6 +158,8 @@ class _Shares:
 class Draw:
     """Dynamics without randomness, drawn from an ensemble. A row whose state is not finite stays so.
 
+    It has derivatives by x and u; the weights it was drawn with are constants.
+
     Args:
         way: the propagation.
         members: (H or 1, *shape), the network of each particle at each step.
@@ -165,10 +175,9 @@ class Draw:
         self._mean, self._slope = model.input_mean, 1 / model.input_scale
         self._layers = {int(e): _folded(model, int(e), self._dtype) for e in set(members.flatten().tolist())}
         # exp of the soft bounds: log σ² between them is σ² = e^min + 1 / (e^-max + e^-raw), written without softplus.
-        scale = (model.target_scale * model.temperature)[: model.np]
-        self._scale = scale
-        self._low = model.min_logvar[: model.np].exp()
-        self._high = (-model.max_logvar[: model.np]).exp()
+        self._scale = (model.target_scale * model.temperature)[: model.np]
+        self._low = model.min_logvar.detach()[: model.np].exp()
+        self._high = (-model.max_logvar.detach()[: model.np]).exp()
 
     def output(self, x: Tensor) -> Tensor:
         return x
@@ -183,7 +192,7 @@ class Draw:
 
         None where it learns none; the reward is its mean, the end a probability.
         """
-        model, k = self._model, int(k)
+        model, k = self._model, one_step(k)
         rows = np.broadcast_shapes(x.shape[:-1], u.shape[:-1], self._members.shape[1:])  # torch takes 0.1 ms
         shares = self._shares_of(min(k, len(self._members) - 1), rows)
         y = x.expand(*rows, -1).reshape(shares.count, -1, self.ny)
@@ -245,12 +254,33 @@ class Matched(Draw):
         self, x: Tensor, u: Tensor, k: int | Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         y, reward, end = super().step_and_heads(x, u, k)
-        return y.mean(0) + y.std(0) * self._again[int(k)].to(y), reward, end
+        left = torch.isfinite(y).all(-1, keepdim=True)
+        count = left.sum(0).clamp(min=1)
+        mean = torch.where(left, y, 0.0).sum(0) / count
+        # The others at the mean add nothing to the sum of squares, which is divided by those that are left, less one.
+        std = torch.where(left, y, mean).std(0) * ((len(y) - 1) / (count - 1).clamp(min=1)).sqrt()
+        drawn = self._model.features.rescaled(mean + std * self._again[int(k)].to(y))
+        return torch.where(left, drawn, y), reward, end
+
+
+def one_step(k: int | Tensor) -> int:
+    """k as a number: noise and networks are drawn per step, and a draw steps all rows at the same one."""
+    if isinstance(k, Tensor) and k.numel() != 1:
+        raise ContractError(
+            f"A draw needs one k for all rows, but got {k.numel()}, of shape {tuple(k.shape)}. Step the rows of each k "
+            "by themselves."
+        )
+    return int(k)
 
 
 def _folded(model: Ensemble, e: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Weights (in, out) and biases (out,) of network e; the last layer answers in units of y."""
-    layers: list[Any] = [(w[e], b[e, 0]) for w, b in zip(model.net.weights, model.net.biases, strict=True)]
+    """Weights (in, out) and biases (out,) of network e; the last layer answers in units of y.
+
+    Without their graph, which all steps would share and the first backward() would free.
+    """
+    layers: list[Any] = [
+        (w.detach()[e], b.detach()[e, 0]) for w, b in zip(model.net.weights, model.net.biases, strict=True)
+    ]
     w, b = layers[-1]
     scale, shift = torch.ones_like(b), torch.zeros_like(b)
     scale[: model.nt], shift[: model.nt] = model.target_scale, model.target_mean

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
@@ -11,8 +14,13 @@ from torch import Generator, Tensor
 from mbrl.errors import ContractError
 from mbrl.models.ensemble import Ensemble
 
+if TYPE_CHECKING:
+    from mbrl.models.linear import LinearModel
+
 DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 """Weight decay from the first layer to the last, as in MBPO; ½ λ ‖W‖² per layer, biases free."""
+BLOWN = 10.0
+"""Times the holdout error at the start, at least that of predicting the mean, beyond which a member has diverged."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class FitConfig:
         patience: stop when no member improved for this many epochs. None: run all epochs.
         improvement: relative fall of the holdout error that counts as one.
         holdout: share of the data that trains nobody; at most `max_holdout` transitions. 0: none, and
-            the last weights are kept.
+            the last finite weights are kept.
         elites: how many of the best members answer afterwards; all unless given.
         learning_rate, decays: of Adam; one decay per layer, or one for all.
         beta: each squared error is weighed by σ^(2β), as a constant, against the likelihood's own weight σ⁻².
@@ -36,6 +44,9 @@ class FitConfig:
         bootstrap: whether each member draws its own data with replacement, once per fit.
         mixed: multiply matrices in bfloat16; weights, losses and the optimiser stay as they are. Pays where the
             processor has it in hardware: AMX, or a GPU.
+
+    Raises:
+        ContractError: a number with which no fit is possible.
 
     Reference: Janner et al. 2019 (MBPO), appendix and software; Chua et al. 2018; Seitzer et al. 2022, "On the
         pitfalls of heteroscedastic uncertainty estimation with probabilistic neural networks", eq. 5 (beta).
@@ -56,6 +67,24 @@ class FitConfig:
     bootstrap: bool = True
     mixed: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("epochs", 1), ("patience", 1), ("max_holdout", 0), ("elites", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ContractError(f"FitConfig needs {name} ≥ {least}, but got {value}.")
+        if not 0 <= self.holdout < 1:
+            raise ContractError(
+                f"FitConfig needs holdout, a share of the data, in [0, 1), but got {self.holdout}."
+            )
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ContractError(f"FitConfig needs a finite {name} > 0, but got {getattr(self, name)}.")
+        for name in ("improvement", "beta", "bounds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ContractError(f"FitConfig needs a finite {name} ≥ 0, but got {getattr(self, name)}.")
+        if not self.decays or not all(0 <= decay < math.inf for decay in self.decays):
+            raise ContractError(f"FitConfig needs one or more finite decays ≥ 0, but got {self.decays}.")
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -73,7 +102,7 @@ class Fit:
 
     Attributes:
         epochs: one record each.
-        best: (E,), the holdout error of the weights that were kept.
+        best: (E,), the holdout error of the weights that were kept; inf where a member learned nothing in this fit.
         elites: indices of the members that answer.
         stopped: why it ended.
     """
@@ -109,7 +138,9 @@ class Trainer:
     ) -> Fit:
         """Fit to N transitions; y, y_next: (N, ny), u: (N, nu), reward, terminated: (N,).
 
-        Weights that are not finite are never kept: a fit that diverges ends with the best weights so far.
+        A member that diverges, to what is not finite or to errors far above those at the start, ends with its best
+        weights so far, and the others go on. One that learned nothing by then is no elite; if none did the whole
+        model is as before.
 
         Raises:
             ContractError: too few transitions, wrong shapes, NaN or inf in the data, or a head without data.
@@ -124,8 +155,7 @@ class Trainer:
                     f"This ensemble learns the {name}, so fit needs {name} (N,), but got None."
                 )
         check_data(
-            model.ny,
-            model.nu,
+            model,
             y,
             u,
             y_next,
@@ -136,6 +166,7 @@ class Trainer:
         held = min(int(config.holdout * n), config.max_holdout)
         order = torch.randperm(n, generator=generator, device=generator.device)
         test, train = order[:held], order[held:]
+        before = copy.deepcopy(model.state_dict())
         model.normalise(y[train], u[train], y_next[train], None if reward is None else reward[train])
         inputs = model.inputs(y, u)
         targets = model.targets(y, y_next, reward)
@@ -149,9 +180,13 @@ class Trainer:
         )
         own = train[own]  # (E, n): drawn once, else the members would see the same data in the end
 
-        fit, best = Fit(), [float("inf")] * model.members
+        fit, best = Fit(), [math.inf] * model.members
         kept = _snapshot(model)
-        waiting = 0
+        waiting, diverged = 0, dict[int, int]()
+        highest = torch.full_like(model.input_mean[:1], math.inf)
+        if held:
+            at_start = self._errors(inputs[test], targets[test], None if ends is None else ends[test])
+            highest = BLOWN * at_start.nan_to_num(1.0, posinf=1.0).clamp(min=1.0)
         for epoch in range(config.epochs):
             shuffled = torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
             own = own.gather(1, shuffled)
@@ -164,13 +199,13 @@ class Trainer:
             errors = train_loss
             if held:
                 errors = self._errors(inputs[test], targets[test], None if ends is None else ends[test])
-            finite = torch.isfinite(train_loss) & torch.isfinite(errors) & _finite(model)
+            sound = torch.isfinite(train_loss) & (errors <= highest) & _finite(model)
             improved = [
-                bool(ok) and (e < b - config.improvement * abs(b) if b < float("inf") else True)
-                for ok, e, b in zip(finite, errors.tolist(), best, strict=True)
+                bool(ok) and (e < b - config.improvement * abs(b) if b < math.inf else True)
+                for ok, e, b in zip(sound, errors.tolist(), best, strict=True)
             ]
             if not held:  # nothing to choose by: the newest finite weights
-                improved = finite.tolist()
+                improved = sound.tolist()
             for e, better in enumerate(improved):
                 if better:
                     best[e] = float(errors[e])
@@ -179,21 +214,29 @@ class Trainer:
             fit.epochs.append(record)
             if progress is not None:
                 progress(record)
-            if not finite.all():
-                bad = (~finite).nonzero().flatten().tolist()
-                fit.stopped = f"members {bad} diverged in epoch {epoch}; the best weights before are kept"
-                self.optimizer = _adam(model, config)  # its moments are spoilt
-                break
+            for member in (~sound).nonzero().flatten().tolist():
+                diverged.setdefault(member, epoch)
             waiting = 0 if any(improved) else waiting + 1
-            if config.patience is not None and held and waiting > config.patience:
+            if not sound.any():
+                fit.stopped = "no member is left"
+                break
+            if config.patience is not None and held and waiting >= config.patience:
                 fit.stopped = f"no member improved for {waiting} epochs"
                 break
         else:
             fit.stopped = f"all {config.epochs} epochs are done"
+        if diverged:
+            when = ", ".join(f"member {e} diverged in epoch {epoch}" for e, epoch in diverged.items())
+            fit.stopped += f"; {when}; the best weights before are kept"
+            self.optimizer = _adam(model, config)  # its moments are spoilt
         model.load_state_dict(kept, strict=False)
-        ranked = sorted(range(model.members), key=best.__getitem__)
-        fit.best, fit.elites = best, sorted(ranked[: config.elites or model.members])
-        model.elites = torch.tensor(fit.elites, device=model.elites.device)
+        learned = sorted((e for e in range(model.members) if best[e] < math.inf), key=best.__getitem__)
+        if learned:
+            elites = sorted(learned[: config.elites])
+            model.elites = torch.tensor(elites, device=model.elites.device)
+        else:
+            model.load_state_dict(before)
+        fit.best, fit.elites = best, model.elites.tolist()
         return fit
 
     def _step(self, z: Tensor, t: Tensor, ends: Tensor | None) -> Tensor:
@@ -205,6 +248,9 @@ class Trainer:
             total = total + config.bounds * (model.max_logvar.sum() - model.min_logvar.sum())
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
+        for bound in (model.max_logvar, model.min_logvar):
+            if bound.grad is not None:  # all members share the bounds: one that diverged must not spoil them
+                bound.grad.nan_to_num_(0.0, 0.0, 0.0)
         _clip(model, config.clip)
         self.optimizer.step()
         return loss.detach()
@@ -296,20 +342,22 @@ def _keep(kept: dict[str, Tensor], model: Ensemble, e: int) -> None:
 
 
 def check_data(
-    ny: int,
-    nu: int,
+    model: Ensemble | LinearModel,
     y: Tensor,
     u: Tensor,
     y_next: Tensor,
     reward: Tensor | None = None,
     terminated: Tensor | None = None,
 ) -> None:
-    """Raise ContractError unless these are N ≥ 2 transitions of finite numbers, of the shapes that a model needs."""
-    n = len(y)
+    """Raise ContractError unless these are N ≥ 2 transitions, of the shapes and of finite numbers that the model can take."""
+    n, dtype = len(y), model.input_mean.dtype
+    if n < 2:
+        raise ContractError(f"fit needs at least 2 transitions, but got {n}.")
+    largest = math.sqrt(torch.finfo(dtype).max) / 1e3
     wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "y": (y, (n, ny)),
-        "u": (u, (n, nu)),
-        "y_next": (y_next, (n, ny)),
+        "y": (y, (n, model.ny)),
+        "u": (u, (n, model.nu)),
+        "y_next": (y_next, (n, model.ny)),
         "reward": (reward, (n,)),
         "terminated": (terminated, (n,)),
     }
@@ -318,11 +366,15 @@ def check_data(
             continue
         if tuple(value.shape) != shape:
             raise ContractError(f"fit needs {name} of shape {shape}, but got {tuple(value.shape)}.")
-        bad = (~torch.isfinite(value.reshape(n, -1).float()).all(-1)).nonzero().flatten()
+        size = value.reshape(n, -1).double().abs().amax(-1)
+        bad = (~torch.isfinite(size)).nonzero().flatten()
         if len(bad):
             raise ContractError(
                 f"fit needs finite data, but {name} holds NaN or inf in {len(bad)} of {n} rows, first in row "
                 f"{int(bad[0])}. Leave these transitions out; the model was not changed."
             )
-    if n < 2:
-        raise ContractError(f"fit needs at least 2 transitions, but got {n}.")
+        if float(size.max()) > largest:
+            raise ContractError(
+                f"fit needs numbers up to {largest:.0e} in size, since the model squares them in {dtype}, but {name} is "
+                f"{float(size.max()):.3g} in row {int(size.argmax())}. Use larger units; the model was not changed."
+            )

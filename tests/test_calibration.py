@@ -106,6 +106,32 @@ def test_a_model_that_claims_nothing_is_refused() -> None:
         calibrate(model, *walk(10, (1.0, 1.0)))
 
 
+def test_what_is_certain_and_right_is_no_division_by_zero() -> None:
+    """A number that never varied, and members without noise that agree on half of the rows."""
+    model = knows_nothing(1.0, members=2, probabilistic=False)
+    with torch.no_grad():
+        model.target_scale[1] = 0.0
+        model.net.activation = "relu"
+        model.net.weights[0][:, 0, 0] = 1.0
+        model.net.weights[1][0, 0, 0], model.net.weights[1][1, 0, 0] = 0.5, -0.5  # ± y₀ / 2 where y₀ > 0
+    y, u, _ = walk(4_000, (1.0, 1.0))
+    noise = y[:, 0].clamp(min=0.0) * torch.randn(4_000, generator=seeded()) / 2
+    y_next = y + torch.stack([noise, torch.zeros(4_000)], -1)
+    said = calibrate(model, y, u, y_next)
+    assert said.epistemic == 1.0 and said.aleatoric == 0.0 and math.isfinite(said.nll)
+    assert said.coverage[0.5] == pytest.approx(0.5 + 0.5 / 2, abs=0.02)  # the other half is exact
+    assert said.coverage_each[:, 1].tolist() == [1.0] * 3
+    recalibrate(model, y, u, y_next)
+    assert model.temperature.tolist() == [1.0, 1.0]  # which has nothing to scale
+
+
+def test_errors_of_what_never_varies_are_not_divided_by_nothing() -> None:
+    y = torch.randn(50, 6, 2, generator=seeded())
+    y[..., 1] = 7.0
+    found = horizon_error(knows_nothing(1.0), y, torch.zeros(50, 5, 1), generator=seeded())
+    assert float(found.error.max()) < 2 and float(found.spread.max()) < 10
+
+
 def test_features_are_respected() -> None:
     """Errors are those of what the model predicts, not of what it carries over."""
     model = Ensemble(

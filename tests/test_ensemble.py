@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -187,6 +188,70 @@ def test_moment_matching_keeps_mean_and_variance() -> None:
     assert not torch.equal(a, b)
     with pytest.raises(ContractError, match="P ≥ 2"):
         MomentMatching(model).realize((1, 1), 1, generator=seeded())
+
+
+def test_moments_are_those_of_the_particles_that_are_left() -> None:
+    """Of twenty, eight are over: the others are matched as if they were alone, and the eight stay as they are."""
+    model = ensemble()
+    y, u = batch(2)
+    matched = MomentMatching(model).realize((20, 1, 1), 1, generator=seeded())
+    x = y.expand(20, 1, 2, 3).clone()
+    x[:8, :, 0] = torch.nan
+    plain = Draw(TS1(model), matched._members, matched._noise)
+    got, left = matched.step(x, u, 0)[:, 0], plain.step(x, u, 0)[8:, 0, 0]
+    assert torch.isnan(got[:8, 0]).all()
+    torch.testing.assert_close(got[8:, 0], left.mean(0) + left.std(0) * matched._again[0, 8:, 0, 0])
+    torch.testing.assert_close(got[:, 1], matched.step(y.expand(20, 1, 2, 3), u, 0)[:, 0, 1])
+    x[:19] = torch.nan  # one alone keeps its place
+    torch.testing.assert_close(matched.step(x, u, 0)[19], plain.step(x, u, 0)[19])
+
+
+@torch.no_grad()  # as planners score: rows that ended are then retired
+def test_moments_are_matched_until_the_last_particle_ended() -> None:
+    model = ensemble(Features(2), nu=1)
+    limits = Box(torch.tensor([-1.0]), torch.tensor([1.0]))
+    problem = Problem(
+        MomentMatching(model), Quadratic(), limits, 6, particles=20, terminated=lambda y: y[..., 0] > 0.5
+    )
+    dynamics, particles = realize(problem, generator=seeded())
+    x0, u = torch.zeros(1, 2), torch.rand(1, 8, 6, 1, generator=seeded())
+    found = evaluate(problem, dynamics, x0, u, particles=particles)
+    assert torch.isfinite(found.cost).all() and not found.diverged.any()
+
+
+def test_moments_keep_unit_vectors() -> None:
+    model = ensemble(FEATURES["angle, force and direction"])
+    y, u = batch(2, 5)
+    y_next = MomentMatching(model).realize((20, 1, 1), 1, generator=seeded()).step(y, u, 0)
+    torch.testing.assert_close(y_next[..., 3:].norm(dim=-1), torch.ones(20, 1, 2))
+
+
+@pytest.mark.parametrize("way", [TS1, MomentMatching])
+def test_derivatives_of_a_draw_are_by_state_and_action_only(way: Any) -> None:
+    model = ensemble()
+    draw = way(model).realize((4, 1, 1), 2, generator=seeded())
+    y, u = batch(2)
+    for _ in range(2):  # as a planner by gradients does
+        at = u.clone().requires_grad_()
+        torch.autograd.backward(draw.step(y, at, 0).sum())
+        assert at.grad is not None and at.grad.all()
+    assert all(p.grad is None for p in model.parameters())
+    assert not draw.step(y, u, 0).requires_grad
+
+
+@pytest.mark.parametrize("k", [torch.tensor([0, 1]), torch.zeros(0)])
+def test_a_draw_is_at_one_step(k: Tensor) -> None:
+    draw = TS1(ensemble()).realize((4, 1, 1), 2, generator=seeded())
+    y, u = batch(2)
+    torch.testing.assert_close(draw.step(y, u, torch.tensor([1])), draw.step(y, u, 1))
+    with pytest.raises(ContractError, match=f"one k for all rows, but got {len(k)}"):
+        draw.step(y, u, k)
+
+
+@pytest.mark.parametrize("member", [-1, 4])
+def test_thompson_follows_a_member_that_there_is(member: int) -> None:
+    with pytest.raises(ContractError, match=f"4 members, counted from 0, but got {member}"):
+        Thompson(ensemble(), member=member)
 
 
 def test_candidates_share_random_numbers() -> None:
@@ -383,6 +448,82 @@ def test_a_fit_that_diverges_keeps_the_last_good_weights() -> None:
     )  # and the optimiser recovers
 
 
+def test_a_refit_that_diverges_leaves_the_whole_model() -> None:
+    """The normalisers too: the last good weights mean nothing with those of other data."""
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    Trainer(model, FitConfig(epochs=3, elites=2)).fit(*noisy(300), generator=seeded())
+    model.temperature.fill_(1.5)
+    before = copy.deepcopy(model.state_dict())
+    y, u, y_next = noisy(300)
+    fit = Trainer(model, FitConfig(epochs=3, learning_rate=1e30, clip=1e30)).fit(
+        100 * y + 5, u, 100 * y_next, generator=seeded()
+    )
+    assert "member 3 diverged in epoch 0" in fit.stopped and fit.best == [torch.inf] * 4
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert fit.elites == before["elites"].tolist()
+
+
+def test_a_blow_up_to_finite_weights_is_not_kept() -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    Trainer(model, FitConfig(epochs=10)).fit(*noisy(300), generator=seeded())
+    before = copy.deepcopy(model.state_dict())
+    fit = Trainer(model, FitConfig(epochs=10, learning_rate=1e4)).fit(*noisy(300), generator=seeded())
+    assert all(torch.isfinite(torch.tensor(epoch.holdout)).all() for epoch in fit.epochs)
+    assert "diverged" in fit.stopped
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_member_that_diverges_leaves_the_others_alone() -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    alone = copy.deepcopy(model)
+    with torch.no_grad():
+        model.net.weights[0][1] = 3e38
+    y, u, y_next = noisy(300)
+    config = FitConfig(epochs=10, batch=32)
+    fit = Trainer(model, config).fit(y, u, y_next, generator=seeded())
+    assert (
+        fit.stopped
+        == "all 10 epochs are done; member 1 diverged in epoch 0; the best weights before are kept"
+    )
+    assert fit.elites == model.elites.tolist() == [0, 2, 3] and fit.best[1] == torch.inf
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    best = Trainer(alone, config).fit(y, u, y_next, generator=seeded()).best
+    for e in (0, 2, 3):  # but for the bounds of the variance, which all share
+        assert fit.best[e] == pytest.approx(best[e], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch": 0},
+        {"epochs": 0},
+        {"patience": -1},
+        {"holdout": 1.0},
+        {"holdout": -0.1},
+        {"holdout": float("nan")},
+        {"max_holdout": -1},
+        {"elites": 0},
+        {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"clip": 0.0},
+        {"beta": -1.0},
+        {"decays": ()},
+        {"decays": (1e-5, -1.0)},
+    ],
+)
+def test_settings_that_cannot_fit_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ContractError, match=f"FitConfig needs .*{next(iter(wrong))}"):
+        FitConfig(**wrong)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_is_for_so_many_epochs(patience: int) -> None:
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    config = FitConfig(epochs=50, patience=patience, improvement=0.999)  # only the first epoch is one
+    fit = Trainer(model, config).fit(*noisy(100), generator=seeded())
+    assert len(fit.epochs) == 1 + patience and fit.stopped == f"no member improved for {patience} epochs"
+
+
 @pytest.mark.parametrize("field", ["y", "u", "y_next", "reward"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_data_that_is_not_finite_is_refused(field: str, value: float) -> None:
@@ -414,6 +555,60 @@ def test_odd_data_gives_finite_models(what: str, change: Any) -> None:
     assert torch.isfinite(said.y_next).all() and torch.isfinite(said.variance).all()
 
 
+def test_what_does_not_vary_is_held_for_certain() -> None:
+    """A column that is exactly 7, and one that always grows by 0.5: not noise in raw units, step upon step."""
+    model = Ensemble(3, 1, 0.1, **SMALL, reward=True, generator=seeded())
+    y, u, y_next = noisy(200)
+    seven, count = torch.full_like(y, 7.0), 0.5 * torch.arange(200.0)[:, None]
+    y, y_next = torch.cat([y, seven, count], -1), torch.cat([y_next, seven, count + 0.5], -1)
+    Trainer(model, FitConfig(epochs=5)).fit(y, u, y_next, torch.full((200,), 2.0), generator=seeded())
+    with torch.no_grad():
+        said = model.predict(y, u)
+        assert said.reward is not None and (said.reward == 2.0).all()
+        assert (said.variance[..., 1:] == 0).all() and (said.variance[..., 0] > 0).all()
+        draw, at = TSInf(model).realize((8, 1), 30, generator=seeded()), y[:4]
+        for k in range(30):
+            at = draw.step(at, u[:4], k)
+        assert (at[..., 1] == 7.0).all() and torch.equal(at[..., 2], (count[:4, 0] + 15).expand(8, 4))
+        told = WithDisagreement(TSInf(model)).realize((8, 1), 1, generator=seeded()).step(pad(y), u, 0)
+    assert torch.isfinite(told).all() and (told[..., -1] > 0).all()
+
+
+def test_small_numbers_are_no_constants() -> None:
+    y, u, y_next = noisy(500)
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    fit = Trainer(model, FitConfig(epochs=30, batch=64)).fit(1e-14 * y, u, 1e-14 * y_next, generator=seeded())
+    assert max(fit.best) < 0.5 and float(model.target_scale) < 1e-13
+
+
+def test_both_kinds_of_uncertainty_are_of_the_same_numbers() -> None:
+    model = ensemble(FEATURES["goal"])
+    y, u = batch(5, 4)
+    said = model.predict(y, u)
+    assert said.epistemic().shape == said.aleatoric().shape == (5, 3)
+    torch.testing.assert_close(said.epistemic(), said.y_next.var(0, correction=0)[:, :3])
+
+
+def test_temperatures_are_of_the_weights_that_they_were_set_for() -> None:
+    model = fitted(100, epochs=2)
+    model.temperature.fill_(2.0)
+    model.interval_scale.fill_(3.0)
+    Trainer(model, FitConfig(epochs=2)).fit(*noisy(100), generator=seeded())
+    assert float(model.temperature) == float(model.interval_scale) == 1.0
+
+
+@pytest.mark.parametrize("size", [1e30, 1e39])
+def test_numbers_whose_squares_are_lost_are_refused(size: float) -> None:
+    """1e39 is finite in float64, so it is not called infinite."""
+    model = Ensemble(1, 1, 0.1, **SMALL, generator=seeded())
+    before = copy.deepcopy(model.state_dict())
+    y, u, y_next = (v.double() for v in noisy(60))
+    y_next[7] = -size
+    with pytest.raises(ContractError, match=re.escape(f"y_next is {size:.3g} in row 7. Use larger units")):
+        Trainer(model).fit(y, u, y_next, generator=seeded())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_fits_are_repeatable_and_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     first, second = (fitted(200, epochs=3) for _ in range(2))
@@ -426,8 +621,9 @@ def test_wrong_shapes_are_told() -> None:
     y, u = batch(8)
     with pytest.raises(ContractError, match=r"u of shape \(8, 2\), but got \(8, 1\)"):
         Trainer(model).fit(y, u[:, :1], y, generator=seeded())
-    with pytest.raises(ContractError, match="at least 2 transitions"):
-        Trainer(model).fit(y[:1], u[:1], y[:1], generator=seeded())
+    for few in (0, 1):
+        with pytest.raises(ContractError, match="at least 2 transitions"):
+            Trainer(model).fit(y[:few], u[:few], y[:few], generator=seeded())
     with pytest.raises(ContractError, match="members ≥ 1"):
         Ensemble(1, 1, 0.1, members=0, generator=seeded())
 

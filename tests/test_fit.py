@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -16,8 +17,9 @@ from rich.console import Console
 
 from mbrl import DatasetWriter, Features, Transition
 from mbrl.experiments import cli
-from mbrl.experiments.fit import Losses, split
-from mbrl.models import Epoch, HorizonError, load_ensemble
+from mbrl.experiments.calibration_plots import plot_calibration
+from mbrl.experiments.fit import Config, Losses, main, split
+from mbrl.models import Epoch, FitConfig, HorizonError, load_ensemble
 from tests.problems import seeded
 
 TINY = ["--members", "2", "--hidden", "16", "--fit.batch", "32"]
@@ -160,6 +162,62 @@ def test_rollouts_that_diverge_are_told_and_drawn(
     assert "a [b] run" in capsys.readouterr().out
 
 
+def test_a_plot_that_fails_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plot(path: Path, **_: Any) -> None:
+        raise OSError(f"no space for {path.name}")
+
+    monkeypatch.setattr("mbrl.experiments.fit.plot_calibration", plot)
+    data = store(tmp_path / "data", walk(300))
+    with pytest.raises(OSError, match="no space"):
+        main(Config(dataset=data, out=tmp_path / "run", members=2, hidden=(16,), fit=FitConfig(epochs=1)))
+    assert (
+        load_ensemble(tmp_path / "run" / "model").temperature.tolist()
+        == report(tmp_path / "run")["temperature"]
+    )
+
+
+@pytest.mark.parametrize("spoilt", [slice(3), slice(None)])
+def test_plots_leave_out_what_is_not_finite(spoilt: slice, tmp_path: Path) -> None:
+    disagreement, error = torch.rand(2, 30, generator=seeded())
+    disagreement[spoilt], error[1] = torch.inf, torch.nan
+    horizon = HorizonError(*torch.full((2, 5), torch.nan))
+    plot_calibration(tmp_path / "a.png", {"as fitted": {0.5: math.nan}}, horizon, disagreement, error, 0.1)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_in_which_nothing_varies_give_a_model_that_says_so(tmp_path: Path) -> None:
+    rows = walk(300)
+    data = store(
+        tmp_path / "data",
+        dataclasses.replace(rows, y=rows.y * 0, y_next=rows.y * 0 + 1, episode=torch.arange(300)),
+    )
+    assert fit(data, tmp_path / "run", "--fit.epochs", "1") == 0
+    assert "Every step in the data is the same" in report(tmp_path / "run")["note"]
+    y = torch.zeros(1, 3)
+    assert torch.equal(load_ensemble(tmp_path / "run" / "model").predict(y, y[:, :1]).y_next.mean(0), y + 1)
+
+
+def test_small_steps_far_from_zero_are_learned_from_float64(tmp_path: Path) -> None:
+    rows = walk(1_000).to("cpu", torch.float64)
+    far = dataclasses.replace(rows, y=1e6 + 1e-3 * rows.y, y_next=1e6 + 1e-3 * rows.y_next)
+    data = store(tmp_path / "data", far)
+    assert fit(data, tmp_path / "run", "--fit.epochs", "10") == 0
+    assert max(report(tmp_path / "run")["fit"]["best"]) < 0.6
+    scale = load_ensemble(tmp_path / "run" / "model").target_scale
+    assert ((scale > 1e-4) & (scale < 1e-3)).all()
+
+
+@pytest.mark.parametrize("size", [1e30, 1e39])
+def test_numbers_that_are_too_large_are_told_before_there_is_a_folder(
+    size: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = walk(60).to("cpu", torch.float64)
+    data = store(tmp_path / "data", dataclasses.replace(rows, reward=size * rows.y[:, 0].abs()))
+    assert fit(data, tmp_path / "run", "--learn-task") == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "numbers up to 2e+16" in shown and "reward is" in shown and not (tmp_path / "run").exists()
+
+
 def test_parts_are_whole_episodes_but_for_two_cuts() -> None:
     rows = walk(1_000, length=30)
     parts = split(rows, 0.3, seeded())
@@ -184,6 +242,8 @@ def test_parts_are_whole_episodes_but_for_two_cuts() -> None:
         ({}, ["--dt", "-1"], 1, "dt > 0 s"),
         ({}, ["--test", "1"], 2, "0 ≤ test < 1"),
         ({}, ["--members", "0"], 1, "members ≥ 1"),
+        ({}, ["--fit.batch", "0"], 2, "batch ≥ 1"),
+        ({}, ["--fit.holdout", "1"], 2, "holdout, a share of the data, in [0, 1)"),
     ],
 )
 def test_bad_usage_is_told_and_leaves_no_folder(

@@ -128,6 +128,15 @@ def test_odd_data_give_finite_models(ridge: float) -> None:
         assert torch.isfinite(model.step(data[0], data[1], 0)).all()
 
 
+def test_small_changes_of_large_numbers_are_learned_in_float64() -> None:
+    y, u, _ = integrator(200)
+    y = 1e3 + 1e-4 * y
+    y_next = 1e3 + 0.5 * (y - 1e3)
+    model = LinearModel(2, 1, 0.2)
+    model.fit(y, u, y_next)
+    torch.testing.assert_close(model.step(y, u, 0), y_next, rtol=0.0, atol=1e-8)
+
+
 def test_bad_input_is_told_and_changes_nothing() -> None:
     y, u, y_next = integrator(20)
     model = LinearModel(2, 1, 0.2)

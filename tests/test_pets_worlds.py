@@ -405,6 +405,9 @@ def test_features_name_each_number_once() -> None:
         {"constant": (0, 0)},
         {"absolute": (1,), "unit": ((0, 1),)},
         {"unit": ((0, 2),)},
+        {"unit": ((),)},
+        {"hidden": (0, 1, 2)},
+        {"constant": (0, 1, 2)},
     ],
 )
 def test_features_refuse_what_has_no_meaning(wrong: dict[str, Any]) -> None:
