@@ -150,9 +150,10 @@ def parse(argv: list[str]) -> Any:
         raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
     if name is None:
         name = "cem" if train else "icem"
-    if name not in mpc.PLANNERS:
-        raise UnknownName("planner", name, mpc.PLANNERS)
-    planner = mpc.PLANNERS[name]
+    planners = pets.PLANNERS if train else mpc.PLANNERS
+    if name not in planners:
+        raise UnknownName("planner", name, planners)
+    planner = planners[name]
     if train:
         kind = pets.Config[planner]  # type: ignore[valid-type]
         start = kind(planner=pets.PLANNER if name == "cem" else planner())
@@ -166,6 +167,9 @@ def parse(argv: list[str]) -> Any:
         "list": List,
         "check-env": CheckEnv,
     }
+    if rest[:1] == ["mpc"]:
+        start = commands["mpc"](planner=mpc.STARTS.get(name) or planner())
+        return tyro.cli(commands["mpc"], args=rest[1:], default=start, prog="mbrl mpc")
     if rest and rest[0] in commands:  # tyro's messages are shorter without the level of sub-commands
         return tyro.cli(commands[rest[0]], args=rest[1:], prog=f"mbrl {rest[0]}")
     return tyro.extras.subcommand_cli_from_dict(

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from mbrl.derivatives import FiniteDifference
 from mbrl.envs import WORLDS, Pendulum, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.estimators import FullState, Measured, Padded
@@ -26,21 +27,24 @@ from mbrl.experiments.recording import Recording
 from mbrl.experiments.report import write_report
 from mbrl.experiments.video import write_video
 from mbrl.mpc import MPC, MPCReport
-from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
+from mbrl.planners import CEM, CMAES, ICEM, ILQR, MPPI, PredictiveSampling, RandomShooting
 from mbrl.problem import Problem
-from mbrl.protocols import Estimator
+from mbrl.protocols import Estimator, Planner
 from mbrl.runs import RunFolder
 
-P = TypeVar("P", bound=SamplingPlanner[Any])
+P = TypeVar("P", bound=Planner[Any])
 
-PLANNERS: dict[str, type[SamplingPlanner[Any]]] = {
+PLANNERS: dict[str, type[Any]] = {
     "random-shooting": RandomShooting,
     "cem": CEM,
     "icem": ICEM,
     "mppi": MPPI,
     "predictive-sampling": PredictiveSampling,
     "cma-es": CMAES,
+    "ilqr": ILQR,
 }
+STARTS = {"ilqr": ILQR(iterations=3)}
+"""Planners whose defaults, made for one plan, are too slow for a plan at each step."""
 HEALTH = (
     "effective_samples",
     "elite_spread",
@@ -49,6 +53,8 @@ HEALTH = (
     "improvement",
     "iterations",
     "model_steps",
+    "damping",
+    "slope",
 )
 COLUMNS = (
     *("step", "time", "reward", "return", "predicted_reward", "reward_error", "state_error", "output_error"),
@@ -62,8 +68,8 @@ COLUMNS = (
 class Config(Generic[P]):
     """Control a robot by planning in its simulator; leaves metrics, a video and a report.
 
-    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es and its
-    parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es | ilqr and
+    its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
 
     Attributes:
         planner: what searches for actions; --planner NAME on the command line.
@@ -160,6 +166,8 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
     planner = config.planner
     world = make_world(config.env)
     problem, estimator = plan_in(config, world)
+    if isinstance(planner, ILQR) and not hasattr(problem.dynamics, "linearize"):
+        problem = dataclasses.replace(problem, dynamics=FiniteDifference(problem.dynamics, problem.actions))
     policy = MPC(
         problem,
         planner,

@@ -27,9 +27,9 @@ from mbrl.data import Replay
 from mbrl.envs import make_training_world
 from mbrl.errors import ContractError
 from mbrl.estimators import Measured, Padded
-from mbrl.experiments import training
+from mbrl.experiments import mpc, training
 from mbrl.experiments.benchmarks.record import interval
-from mbrl.experiments.mpc import PLANNERS, stop_on_interrupt
+from mbrl.experiments.mpc import stop_on_interrupt
 from mbrl.experiments.training import TrainingRun, check_device, fitting
 from mbrl.models import (
     TS1,
@@ -43,7 +43,7 @@ from mbrl.models import (
     TSInf,
     from_heads,
 )
-from mbrl.models.storage import _check as check_ensemble
+from mbrl.models.storage import check_ensemble
 from mbrl.mpc import MPC
 from mbrl.planners import CEM, SamplingPlanner
 from mbrl.policies import RandomPolicy
@@ -53,6 +53,9 @@ from mbrl.resumable import vectorize
 from mbrl.risk import Mean, MeanStd
 
 P = TypeVar("P", bound=SamplingPlanner[Any])
+
+PLANNERS = {name: kind for name, kind in mpc.PLANNERS.items() if issubclass(kind, SamplingPlanner)}
+"""Those that plan with particles."""
 PLANNER = CEM(population=400, iterations=5, elites=40)
 """The paper's."""
 PROPAGATIONS: dict[str, Callable[[Ensemble], Propagation]] = {

@@ -272,6 +272,8 @@ def health(recording: Recording) -> str:
 
     def chart(title: str, names: Mapping[str, str], label: str, note: str) -> str:
         series = {shown: [row[f"planner/{name}"] for row in rows] for shown, name in names.items()}
+        if not any(column(recording, f"planner/{name}") for name in names.values()):
+            return ""  # not a number of this planner
         return card(title, line_chart(times, series, label=label), note)
 
     return "".join(
@@ -294,6 +296,14 @@ def health(recording: Recording) -> str:
                 "Improvement", {"improvement": "improvement"}, "cost saved",
                 "How much cheaper the new plan is than the old one moved on in time. Around 0 the planner only repeats itself; "
                 "below 0 this plan got worse.",
+            ),
+            chart(
+                "Damping", {"damping": "damping"}, "λ",
+                "0: the quadratic model was trusted as it was. Peaks: it promised what the rollouts did not hold, at contacts above all.",
+            ),
+            chart(
+                "Slope", {"slope": "slope"}, "mean of max |k| / (|u| + 1)",
+                "By how much the last iteration wanted to change the controls. Small: the plan is near a local optimum.",
             ),
             chart(
                 "Iterations", {"iterations": "iterations"}, "iterations per plan",

@@ -63,7 +63,7 @@ def load_ensemble(path: str | Path) -> Ensemble:
             model = Ensemble(**architecture, features=features, generator=torch.Generator())
         model.load_state_dict(tree["model"], assign=True)
         model.world = None if tree.get("world") is None else str(tree["world"])
-        _check(model)
+        check_ensemble(model)
     except Exception as error:  # what was written by hand can make torch raise anything
         raise CheckpointError(
             f"{path} holds no ensemble that can be used: {error}. Fit and save it again."
@@ -71,7 +71,7 @@ def load_ensemble(path: str | Path) -> Ensemble:
     return model
 
 
-def _check(model: Ensemble) -> None:
+def check_ensemble(model: Ensemble) -> None:
     """What shapes do not tell."""
     values: dict[str, Tensor] = model.state_dict()
     elites = values.pop("elites")

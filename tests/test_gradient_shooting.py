@@ -90,7 +90,7 @@ def test_polish_finds_the_floor_of_the_valley_that_a_search_finds() -> None:
     assert isinstance(searched, Tensor)
     assert bool((plan.cost < 0.9 * searched).all()) and float(plan.cost[0]) < 0.2 * float(alone.cost[0])
     state = both.init(problem, x0, generator=seeded())
-    found, state = both.plan(problem, x0, state, generator=seeded())
+    _, state = both.plan(problem, x0, state, generator=seeded())
     rough = replace(both, by=ILQR(iterations=1))
     later, _ = rough.plan(problem, x0, state, generator=seeded(1))
     assert bool((later.cost < 0.5 * searched).all())  # the search goes on around the refined plan

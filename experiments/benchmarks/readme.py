@@ -255,6 +255,24 @@ def likelihood() -> str:
     return table(("world", *(f"β = {beta:g}" for beta in betas)), rows)
 
 
+def swing_up() -> str:
+    result = next(iter(load("swing_up.json")), None)
+    if result is None:
+        return ""
+    rows = (
+        (
+            name,
+            f"{case['limit']:g}",
+            f"{case['seconds']:g}",
+            f"{case['unaided']} of {case['starts']}",
+            f"{case['arrived']} of {case['starts']}",
+            f"{case['worst']:.3f}",
+        )
+        for name, case in result["cases"].items()
+    )
+    return table(("system", "limit of u", "seconds", "arrived unaided", "arrived", "worst end"), rows)
+
+
 def trap() -> str:
     result = next(iter(load("trap.json")), None)
     if result is None:
@@ -423,6 +441,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "mppi-speed": mppi_speed,
     "honest-uncertainty": honest_uncertainty,
     "likelihood": likelihood,
+    "swing-up": swing_up,
     "trap": trap,
     "exploration": explorers,
     "robots": robots,
