@@ -48,7 +48,10 @@ class Recording:
     @property
     def shows_plans(self) -> bool:
         """Whether the states of plans tell where bodies are."""
-        return isinstance(self.problem.dynamics, MujocoDynamics)
+        dynamics = self.problem.dynamics
+        return isinstance(
+            getattr(dynamics, "dynamics", dynamics), MujocoDynamics
+        )  # or FiniteDifference of it
 
     def traces(self, frame: int, body: int) -> np.ndarray:
         """Where a body would go: (1 + n, H+1, 3), first by the plan followed, then by n sampled candidates.

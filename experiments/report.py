@@ -166,7 +166,7 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
         f"Planning keeps up with a real robot: it is {pace:.1f} times faster than the time it controls."
         if pace >= 1
         else f"Planning is {1 / pace:.1f} times slower than the time it controls, so a real robot would have to wait. "
-        "A smaller population or horizon, --replan-every, or a deadline (--budget-ms) make it faster."
+        "Fewer candidates or iterations, a shorter horizon, --replan-every, or a deadline (--budget-ms) make it faster."
     )
     gaps = facts["unpredicted"]
     if gaps == facts["steps"]:

@@ -19,15 +19,13 @@ import pytest
 import torch
 
 from mbrl.envs import gym_world
-from mbrl.experiments import cli, mpc
+from mbrl.experiments import cli, mpc, pets
 from mbrl.experiments.benchmarks import returns
 from mbrl.experiments.report import write_report
 from mbrl.planners import CEM, RandomShooting
 
-TINY = [
-    *("mpc", "--env", "InvertedPendulum-v5", "--horizon", "5", "--no-video"),
-    *("--planner.population", "8", "--threads", "1"),
-]
+SHORT = ["mpc", "--env", "InvertedPendulum-v5", "--horizon", "5", "--no-video", "--threads", "1"]
+TINY = [*SHORT, "--planner.population", "8"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +49,25 @@ def test_options_come_in_any_order() -> None:
 
 @pytest.mark.parametrize("name", mpc.PLANNERS)
 def test_every_planner_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
-    options = ["--planner.elites", "3"] if name in ("cem", "icem") else []
-    assert cli.main([*TINY, "--planner", name, *options, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    options = [] if name == "ilqr" else ["--planner.population", "8"]
+    options += ["--planner.elites", "3"] if name in ("cem", "icem") else []
+    assert (
+        cli.main([*SHORT, "--planner", name, *options, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    )
     assert len(rows(tmp_path / "run")) == 2
+
+
+def test_ilqr_differentiates_the_simulator(tmp_path: Path) -> None:
+    """Its own numbers are in the report, those of sampling planners are not; its plans can be drawn."""
+    command = ["mpc", "--env", "HalfCheetah-v5", "--planner", "ilqr", "--horizon", "8", "--steps", "3"]
+    assert cli.main([*command, "--no-video", "--threads", "1", "--out", str(tmp_path / "run")]) == 0
+    assert cli.parse(command).planner.iterations == 3
+    assert all(
+        float(row["state_error"] or 0) == 0 and float(row["planner/slope"]) > 0
+        for row in rows(tmp_path / "run")
+    )
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Damping" in page and "Effective samples" not in page and "plans are not drawn" not in page
 
 
 def test_all_sampling_planners_are_listed() -> None:
@@ -61,8 +75,8 @@ def test_all_sampling_planners_are_listed() -> None:
     from mbrl.planners import SamplingPlanner
 
     exported = {getattr(planners, name) for name in planners.__all__}
-    exported = {kind for kind in exported if issubclass(kind, SamplingPlanner)} - {SamplingPlanner}
-    assert exported == set(mpc.PLANNERS.values())
+    kinds = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, SamplingPlanner)}
+    assert kinds - {SamplingPlanner} == set(pets.PLANNERS.values()) < set(mpc.PLANNERS.values())
 
 
 def test_a_run_leaves_config_metrics_and_report(tmp_path: Path) -> None:
