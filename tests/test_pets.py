@@ -25,7 +25,6 @@ from mbrl.collect import Collector
 from mbrl.envs import make_training_world
 from mbrl.errors import CheckpointError, RunFolderError
 from mbrl.experiments import cli, pets
-from mbrl.experiments.mpc import PLANNERS
 from mbrl.models import FitConfig, WithHeads
 from mbrl.planners import CEM, ICEM, MPPI
 from mbrl.runs import from_plain, plain
@@ -355,8 +354,8 @@ def test_a_config_that_never_ends_is_refused(run: Path) -> None:
 
 
 def test_every_planner_comes_back_from_its_config(tmp_path: Path) -> None:
-    kinds = (pets.Config, FitConfig, *PLANNERS.values())
-    for planner in PLANNERS.values():
+    kinds = (pets.Config, FitConfig, *pets.PLANNERS.values())
+    for planner in pets.PLANNERS.values():
         config: Any = pets.Config(planner=planner(), refit=7, fit=FitConfig(patience=None, decays=(0.5,)))
         stored = json.loads(json.dumps(plain(config)))
         assert from_plain(stored, pets.Config, kinds, "config") == config

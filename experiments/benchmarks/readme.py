@@ -273,6 +273,26 @@ def swing_up() -> str:
     return table(("system", "limit of u", "seconds", "arrived unaided", "arrived", "worst end"), rows)
 
 
+def jacobians() -> str:
+    result = next(iter(load("jacobians.json")), None)
+    if result is None:
+        return ""
+    rows = (
+        (
+            f"`{name}`",
+            f"{row['ndx']}",
+            f"{row['used']} of {row['used'] + row['left_out']}",
+            "–" if row["median"] is None else f"{row['median']:.1e}",
+            "–" if row["worst"] is None else f"{row['worst']:.1e}",
+            f"{row['ms_per_state']:.1f}",
+            f"{100 * min(1.0, row['inside_mujoco']):.0f} %",
+        )
+        for name, row in result["worlds"].items()
+    )
+    head = ("world", "tangent space", "states", "median error", "worst", "ms a state", "inside MuJoCo")
+    return table(head, rows)
+
+
 def trap() -> str:
     result = next(iter(load("trap.json")), None)
     if result is None:
@@ -442,6 +462,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "honest-uncertainty": honest_uncertainty,
     "likelihood": likelihood,
     "swing-up": swing_up,
+    "jacobians": jacobians,
     "trap": trap,
     "exploration": explorers,
     "robots": robots,
