@@ -51,6 +51,8 @@ class MPCReport:
 class MPC:
     """Plans from the estimated state, executes the first actions, shifts, plans again. A `Policy`.
 
+    A plan that comes with feedback gains K is followed with them between replans: clip(ū + K (x ⊖ x̄)).
+
     A plan that is not finite, leaves the bounds, has no finite cost or is too short is not followed: the
     old plan goes on, moved in time, or the middle of the bounds where there is none. This is counted in
     `fallbacks`, and warned about once. Rows whose state is not finite fare the same.
@@ -188,11 +190,24 @@ class MPC:
             predicted = self.problem.cost.stage(
                 output(plan.states[:, k]), plan.actions[:, k], output(plan.states[:, k + 1]), k, p_k
             )
-        action = plan.actions[:, k]
+        action = self._corrected(plan, k, x)
         self._used += 1
         self._last_action = action
         self.report = MPCReport(plan_ms, state_error, output_error, predicted, fallback, plan, x)
         return action
+
+    def _corrected(self, plan: Plan, k: int, x: Tensor) -> Tensor:
+        """The plan's action (M, nu) at step k, with its feedback on how far x is from where it expected to be."""
+        action, dynamics = plan.actions[:, k], self.problem.dynamics
+        if k == 0 or plan.K is None or plan.states is None:
+            return action
+        expected = plan.states[:, k]
+        dx = dynamics.difference(expected, x) if hasattr(dynamics, "difference") else x - expected
+        moved = action + (plan.K[:, k] @ dx.to(action)[..., None])[..., 0]
+        if isinstance(self.problem.actions, Box):
+            moved = self.problem.actions.clip(moved)
+        # Where an old plan is followed, or x is lost, there is nothing to correct by.
+        return torch.where(torch.isfinite(moved).all(-1, keepdim=True), moved, action)
 
     def _replan(self, x: Tensor) -> Tensor:
         """Plan from x and keep the result; return where it was unusable and the old plan goes on (M,)."""
@@ -278,6 +293,9 @@ class MPC:
         }
         if plan.states is not None:
             wanted["states (M, H+1, nx), x0 first,"] = (plan.states, (M, steps + 1, dynamics.nx))
+        if plan.K is not None:
+            ndx = getattr(dynamics, "ndx", dynamics.nx)
+            wanted["K (M, H, nu, ndx)"] = (plan.K, (M, steps, dynamics.nu, ndx))
         if plan.length is not None:
             wanted["length (M,)"] = (plan.length, (M,))
         for what, (value, sizes) in wanted.items():

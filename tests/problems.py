@@ -56,16 +56,19 @@ class DoubleIntegrator:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """ℓ = yᵀ Q y + uᵀ R u, terminal yᵀ Q_f y, all diagonal."""
+    """ℓ = yᵀ Q y + uᵀ R u, terminal yᵀ Q_f y, all diagonal, about `goal`."""
 
     Q: tuple[float, ...] = (1.0, 0.1)
     R: tuple[float, ...] = (0.1,)
     Qf: tuple[float, ...] = (5.0, 1.0)
+    goal: tuple[float, ...] = ()
 
     def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
+        y = y - torch.tensor(self.goal).to(y) if self.goal else y
         return (y**2 @ torch.tensor(self.Q).to(y)) + (u**2 @ torch.tensor(self.R).to(u))
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+        y = y - torch.tensor(self.goal).to(y) if self.goal else y
         value: Tensor = y**2 @ torch.tensor(self.Qf).to(y)
         return value
 

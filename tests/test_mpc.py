@@ -16,6 +16,8 @@ from torch import Generator, Tensor
 
 from mbrl import (
     MPC,
+    Autodiff,
+    Box,
     ContractError,
     FullState,
     Observed,
@@ -27,7 +29,7 @@ from mbrl import (
     UnsupportedProblem,
 )
 from mbrl.estimators import Padded
-from mbrl.planners import ICEM
+from mbrl.planners import ICEM, ILQR
 from tests.problems import DoubleIntegrator, Quadratic, box, lq_problem, seeded
 
 
@@ -411,3 +413,37 @@ def test_estimators() -> None:
 def test_random_actions_for_one_observation_and_for_many() -> None:
     policy = RandomPolicy(box(3, 2.0), generator=seeded())
     assert policy(torch.zeros(17)).shape == (1, 3) and policy(torch.zeros(5, 17)).shape == (5, 3)
+
+
+def test_gains_correct_what_was_not_expected_between_replans() -> None:
+    """A pendulum held upright by a plan of 25 steps: the wind throws it over, unless the plan's gains are applied."""
+    from mbrl.envs.systems import Discretized, Pendulum
+
+    plant = Autodiff(Discretized(Pendulum(), 0.05))
+    limit = torch.tensor([20.0], dtype=torch.float64)
+    upright = Quadratic(Q=(10.0, 1.0), R=(0.01,), Qf=(100.0, 10.0), goal=(math.pi, 0.0))
+    problem = Problem(plant, upright, Box(-limit, limit), 25)
+    ends = {}
+    for gains in (True, False):
+
+        @dataclass(frozen=True)
+        class Blind(ILQR):
+            def plan(self, *args: Any, **options: Any) -> Any:
+                plan, state = super().plan(*args, **options)
+                return replace(plan, K=None), state
+
+        planner = ILQR(iterations=20) if gains else Blind(iterations=20)
+        policy = MPC(problem, planner, estimator=Observed(), generator=seeded(), replan_every=25)
+        x, wind = torch.tensor([[math.pi, 0.0]], dtype=torch.float64), seeded(1)
+        for _ in range(25):
+            u = policy(x)
+            assert bool((u.abs() <= limit).all())
+            x = plant.step(x, u, 0) + 0.05 * torch.randn(x.shape, generator=wind, dtype=x.dtype)
+        ends[gains] = abs(float(x[0, 0]) - math.pi)
+    assert ends[True] < 0.1 and ends[False] > 0.5, ends
+
+
+def test_gains_of_a_wrong_shape_are_told() -> None:
+    policy = mpc(Scripted(spoil=lambda n, plan: replace(plan, K=torch.zeros(2, 5, 2))), replan_every=2)
+    with pytest.raises(ContractError, match=r"K \(M, H, nu, ndx\) = \(2, 5, 1, 2\)"):
+        policy(X)
