@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ from mbrl import (
     evaluate,
     quadratize,
 )
+from mbrl.models import Ensemble, FitConfig, MeanDynamics, Trainer
 from mbrl.planners import CEM, DDP, ILQR
 from mbrl.planners.ilqr import STATUS
 from tests.problems import DoubleIntegrator, Noisy, Quadratic, box, lq_problem, name, riccati, seeded
@@ -277,3 +279,45 @@ def test_a_budget_stops_it() -> None:
     x0 = torch.tensor([[3.0, 0.0]], dtype=torch.float64)
     plan = solve(ILQR(budget_ms=1e-3), swing_up(), x0)
     assert count(plan) == [0] and outcome(plan) == [STATUS[0]]
+
+
+@pytest.fixture(scope="module")
+def learned() -> Ensemble:
+    """Three networks that have learned the pendulum from random steps."""
+    g = seeded(5)
+    y = torch.stack(
+        [4 * torch.rand(3_000, generator=g) - 2, 12 * torch.rand(3_000, generator=g) - 6], -1
+    ).double()
+    u = (20 * torch.rand(3_000, 1, generator=g) - 10).double()
+    model = Ensemble(2, 1, 0.05, members=3, hidden=(64, 64), probabilistic=False, generator=g)
+    Trainer(model, FitConfig(epochs=30, batch=64)).fit(y, u, Swing().step(y, u, 0), generator=g)
+    return model.double()
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_ilqr_and_cem_agree_on_learned_models(learned: Ensemble, members: int) -> None:
+    """On one network and on the mean of three: costs within 1 %, and no sampled plan is better by more."""
+    dynamics = MeanDynamics(learned) if members == 3 else MeanDynamics(single(learned))
+    problem = Problem(dynamics, Quadratic(Q=(1.0, 0.1), R=(0.01,), Qf=(10.0, 1.0)), box(1, 10.0), 12)
+    x0 = torch.tensor([[1.0, 0.0], [-0.5, 2.0]], dtype=torch.float64)
+    exact = solve(ILQR(), problem, x0)
+    sampler = CEM(population=200, iterations=12, elites=20, min_std=1e-3)
+    searched, _ = sampler.plan(problem, x0, sampler.init(problem, x0, generator=seeded()), generator=seeded())
+    torch.testing.assert_close(exact.cost, searched.cost, rtol=0.01, atol=0)
+    assert bool((exact.cost < searched.cost * 1.001).all())
+
+
+def single(model: Ensemble) -> Ensemble:
+    """Its first network alone."""
+    one = copy.deepcopy(model)
+    one.elites = torch.tensor([0])
+    return one
+
+
+def test_closed_form_jacobians_are_autodiffs() -> None:
+    """To 1e-10 in float64."""
+    model = Ensemble(5, 2, 0.1, members=2, probabilistic=False, generator=seeded()).double()
+    mean = MeanDynamics(model)
+    x, u = torch.randn(7, 5, generator=seeded()).double(), torch.randn(7, 2, generator=seeded(1)).double()
+    for got, wanted in zip(mean.linearize(x, u, 0), Autodiff(mean).linearize(x, u, 0), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
