@@ -20,7 +20,7 @@ from mbrl.symbolic import Symbolic
 
 
 @dataclass(frozen=True)
-class Policy:
+class AffinePolicy:
     """u = clip(ū + α k + φ K (x ⊖ x̄)) of n problems.
 
     Attributes:
@@ -49,7 +49,9 @@ class Rollout:
 class Horizon(Protocol):
     """What iLQR asks of a problem."""
 
-    def roll(self, x0: Tensor, policy: Policy, alpha: Tensor, feedback: Tensor, rows: Tensor) -> Rollout:
+    def roll(
+        self, x0: Tensor, policy: AffinePolicy, alpha: Tensor, feedback: Tensor, rows: Tensor
+    ) -> Rollout:
         """From x0 (n, nx), for each α and φ (B,); `rows` (n,) say which of the M problems they are."""
         ...
 
@@ -70,7 +72,9 @@ class TorchHorizon:
 
     problem: Problem[Any, Any, Any]
 
-    def roll(self, x0: Tensor, policy: Policy, alpha: Tensor, feedback: Tensor, rows: Tensor) -> Rollout:
+    def roll(
+        self, x0: Tensor, policy: AffinePolicy, alpha: Tensor, feedback: Tensor, rows: Tensor
+    ) -> Rollout:
         x, u, k, K = (v[:, None] for v in (policy.x, policy.u, policy.k, policy.K))
         a, f = alpha[None, :, None], feedback[None, :, None]
         own = getattr(self.problem.dynamics, "difference", None)

@@ -60,8 +60,6 @@ def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> ca
             values[node] = _constant(getattr(traced, node.target))
         elif node.op == "output":
             result = value(node.args[0])
-        elif node.target is getattr:
-            raise ContractError(f"{name} cannot be traced.")
         else:
             values[node] = _apply(
                 name, node, [value(a) for a in node.args], {k: value(a) for k, a in node.kwargs.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.horizon import Policy, Rollout
+from mbrl.horizon import AffinePolicy, Rollout
 from mbrl.problem import Problem
 from mbrl.quadratize import Expansion, weights
 from mbrl.symbolic import Symbolic, trace
@@ -23,7 +23,9 @@ class SymbolicHorizon:
 
     problem: Problem[Symbolic, Any, Any]
 
-    def roll(self, x0: Tensor, policy: Policy, alpha: Tensor, feedback: Tensor, rows: Tensor) -> Rollout:
+    def roll(
+        self, x0: Tensor, policy: AffinePolicy, alpha: Tensor, feedback: Tensor, rows: Tensor
+    ) -> Rollout:
         n, B, H = len(x0), len(alpha), policy.u.shape[1]
         each = [x0, policy.x, policy.u, policy.k, policy.K, *self._params(rows, x0)]
         args = [v.reshape(n, 1, -1).expand(n, B, -1).reshape(n * B, -1) for v in each]

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, UnsupportedProblem, require
-from mbrl.horizon import Policy, Rollout, horizon_of
+from mbrl.horizon import AffinePolicy, Rollout, horizon_of
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
 from mbrl.quadratize import Expansion
@@ -323,7 +323,7 @@ class _Search:
 
     def _roll(self, rows: Tensor, alphas: Tensor, feedback: Tensor) -> Rollout:
         """The closed loop from x0 for each α and share of feedback, (n, B)."""
-        policy = Policy(self.x[rows], self.u[rows], self.k[rows], self.K[rows], self.low, self.high)
+        policy = AffinePolicy(self.x[rows], self.u[rows], self.k[rows], self.K[rows], self.low, self.high)
         self.model_steps += len(rows) * len(alphas) * self.u.shape[1]
         return self.horizon.roll(self.x0[rows], policy, alphas, feedback, rows)
 

@@ -29,7 +29,7 @@ from mbrl.envs.systems import (
     System,
     Unicycle,
 )
-from mbrl.horizon import Policy, TorchHorizon
+from mbrl.horizon import AffinePolicy, TorchHorizon
 from mbrl.planners import DDP, ILQR
 from mbrl.symbolic import Symbolic, trace
 from mbrl.symbolic_horizon import SymbolicHorizon
@@ -250,7 +250,7 @@ def test_both_horizons_agree(system: Any, ends: bool) -> None:
     symbolic, plain = SymbolicHorizon(problem), TorchHorizon(problem)
     k = torch.randn(M, H, system.nu, generator=seeded(5), dtype=torch.float64)
     K = torch.randn(M, H, system.nu, dynamics.ndx, generator=seeded(6), dtype=torch.float64)
-    policy = Policy(x[rows], u[rows], k[rows], K[rows], problem.actions.low, problem.actions.high)
+    policy = AffinePolicy(x[rows], u[rows], k[rows], K[rows], problem.actions.low, problem.actions.high)
     shares = torch.tensor([0.3, 0.0]).double(), torch.tensor([1.0, 0.0]).double()
     start = x0[rows] if isinstance(system, Quadrotor) else x0[rows] + 0.1
     got, wanted = (h.roll(start, policy, *shares, rows) for h in (symbolic, plain))
