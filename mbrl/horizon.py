@@ -1,15 +1,16 @@
 """The two operations on a whole horizon that iLQR and DDP are made of: a closed-loop rollout, and derivatives.
 
-By default a loop over time in torch; for `Symbolic` dynamics CasADi functions that are built once per structure
-(dynamics, cost, horizon) and take states, controls, bounds and parameters as arguments. Measured on a unicycle of 100
-steps, one problem: 25 times faster.
+By default a loop over time in torch; for `Symbolic` dynamics compiled loops around interpreted expressions, see
+`mbrl.symbolic_horizon`. Both speak numpy, in float64, to the compiled sweeps between them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,44 +20,57 @@ from mbrl.rollout import follow
 from mbrl.symbolic import Symbolic
 
 
-@dataclass(frozen=True)
-class AffinePolicy:
-    """u = clip(ū + α k + φ K (x ⊖ x̄)) of n problems.
+class AffinePolicy(NamedTuple):
+    """u = clip(ū + α k + φ K (x ⊖ x̄)) of M problems, about trajectories that may have gaps.
 
     Attributes:
-        x, u: (n, H+1, nx) and (n, H, nu), x̄ and ū.
-        k, K: (n, H, nu) and (n, H, nu, ndx).
+        x, u: (M, H+1, nx) and (M, H, nu), x̄ and ū.
+        k, K: (M, H, nu) and (M, H, nu, ndx).
+        gap: (M, H, ndx), f(x̄ₜ, ūₜ) ⊖ x̄ₜ₊₁, of which a rollout closes the share α; or (M, 0, ndx): there is none.
         low, high: (nu,).
     """
 
-    x: Tensor
-    u: Tensor
-    k: Tensor
-    K: Tensor
-    low: Tensor
-    high: Tensor
+    x: np.ndarray
+    u: np.ndarray
+    k: np.ndarray
+    K: np.ndarray
+    gap: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
-@dataclass(frozen=True)
-class Rollout:
+class Rollout(NamedTuple):
     """cost (n, B), states (n, B, H+1, nx) and actions (n, B, H, nu) of B candidates of n problems."""
 
-    cost: Tensor
-    states: Tensor
-    actions: Tensor
+    cost: np.ndarray
+    states: np.ndarray
+    actions: np.ndarray
+
+
+class Derivatives(NamedTuple):
+    """An `Expansion` in rows, with N = ndx + nu.
+
+    Attributes:
+        steps: (n, H, R), of each step F (ndx, N) = (fx, fu), the slope of the cost (N,) and its Hessian (N, N), one
+            after another; then, if second derivatives were asked for, excess (N, N) and fzz (ndx, N, N).
+        ends: (n, ndx + ndx²), slope and Hessian of the end.
+    """
+
+    steps: np.ndarray
+    ends: np.ndarray
 
 
 class Horizon(Protocol):
-    """What iLQR asks of a problem."""
+    """What iLQR asks of a problem; `rows` (n,) say which of its M rows."""
 
     def roll(
-        self, x0: Tensor, policy: AffinePolicy, alpha: Tensor, feedback: Tensor, rows: Tensor
+        self, x0: np.ndarray, policy: AffinePolicy, alpha: np.ndarray, feedback: np.ndarray, rows: np.ndarray
     ) -> Rollout:
-        """From x0 (n, nx), for each α and φ (B,); `rows` (n,) say which of the M problems they are."""
+        """From x0 (M, nx), for each α and φ (B,)."""
         ...
 
-    def expand(self, x: Tensor, u: Tensor, rows: Tensor, *, exact: bool) -> Expansion:
-        """`quadratize` about x (n, H+1, nx) and u (n, H, nu)."""
+    def expand(self, policy: AffinePolicy, rows: np.ndarray, *, exact: bool) -> Derivatives:
+        """`quadratize` about the policy's trajectories."""
         ...
 
 
@@ -73,26 +87,49 @@ class TorchHorizon:
     problem: Problem[Any, Any, Any]
 
     def roll(
-        self, x0: Tensor, policy: AffinePolicy, alpha: Tensor, feedback: Tensor, rows: Tensor
+        self, x0: np.ndarray, policy: AffinePolicy, alpha: np.ndarray, feedback: np.ndarray, rows: np.ndarray
     ) -> Rollout:
-        x, u, k, K = (v[:, None] for v in (policy.x, policy.u, policy.k, policy.K))
-        a, f = alpha[None, :, None], feedback[None, :, None]
+        x, u, k, K, gap = (torch.from_numpy(v[rows])[:, None] for v in policy[:5])
+        low, high = torch.from_numpy(policy.low), torch.from_numpy(policy.high)
+        a, f = torch.from_numpy(alpha)[None, :, None], torch.from_numpy(feedback)[None, :, None]
         own = getattr(self.problem.dynamics, "difference", None)
 
         def control(t: int, now: Tensor) -> Tensor:
             there = x[:, :, t].expand_as(now)
             dx = now - there if own is None else own(there, now)
             free = u[:, :, t] + a * k[:, :, t] + f * (K[:, :, t] @ dx[..., None])[..., 0]
-            return torch.maximum(torch.minimum(free, policy.high), policy.low)
+            return torch.maximum(torch.minimum(free, high), low)
 
-        start = x0[:, None].expand(-1, len(alpha), -1)
-        problem = problem_of(self.problem, rows)
-        result = follow(problem, problem.dynamics, start, control, horizon=u.shape[2], keep_states=True)
+        move = getattr(self.problem.dynamics, "retract", torch.add)
+        jump: Callable[[int, Tensor], Tensor] = lambda t, reached: move(reached, (a - 1) * gap[:, :, t])
+        start = torch.from_numpy(x0[rows])[:, None].expand(-1, len(alpha), -1)
+        problem = problem_of(self.problem, torch.from_numpy(rows))
+        result = follow(
+            problem,
+            problem.dynamics,
+            start,
+            control,
+            horizon=u.shape[2],
+            keep_states=True,
+            jump=jump if gap.shape[2] else None,
+        )
         assert result.states is not None and result.actions is not None
-        return Rollout(result.cost, result.states, result.actions)
+        return Rollout(result.cost.numpy(), result.states.numpy(), result.actions.numpy())
 
-    def expand(self, x: Tensor, u: Tensor, rows: Tensor, *, exact: bool) -> Expansion:
-        return quadratize(problem_of(self.problem, rows), x, u, exact=exact)
+    def expand(self, policy: AffinePolicy, rows: np.ndarray, *, exact: bool) -> Derivatives:
+        x, u = torch.from_numpy(policy.x[rows]), torch.from_numpy(policy.u[rows])
+        problem, reached = problem_of(self.problem, torch.from_numpy(rows)), None
+        if policy.gap.shape[1]:
+            reached = problem.dynamics.step(x[:, :-1], u, torch.arange(u.shape[1]))
+        return in_rows(quadratize(problem, x, u, exact=exact, reached=reached))
+
+
+def in_rows(E: Expansion) -> Derivatives:
+    bend = torch.cat([torch.cat([E.lxx[:, :-1], E.lux.mT], -1), torch.cat([E.lux, E.luu], -1)], -2)
+    parts = [torch.cat([E.fx, E.fu], -1), torch.cat([E.lx[:, :-1], E.lu], -1), bend]
+    parts += [v for v in (E.excess, E.fzz) if v is not None]
+    ends = torch.cat([E.lx[:, -1], E.lxx[:, -1].flatten(1)], -1)
+    return Derivatives(torch.cat([v.flatten(2) for v in parts], -1).numpy(), ends.numpy())
 
 
 def problem_of(problem: Problem[Any, Any, Any], rows: Tensor) -> Problem[Any, Any, Any]:

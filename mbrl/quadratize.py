@@ -41,7 +41,14 @@ class Expansion:
     fzz: Tensor | None = None
 
 
-def quadratize(problem: Problem[Any, Any, Any], x: Tensor, u: Tensor, *, exact: bool = False) -> Expansion:
+def quadratize(
+    problem: Problem[Any, Any, Any],
+    x: Tensor,
+    u: Tensor,
+    *,
+    exact: bool = False,
+    reached: Tensor | None = None,
+) -> Expansion:
     """Derivatives of dynamics and cost along trajectories x (M, H+1, nx) and u (M, H, nu).
 
     A cost ℓ(y, u, y_next) of the state that is reached is one of (x, u) by the chain rule. After an episode has
@@ -49,6 +56,7 @@ def quadratize(problem: Problem[Any, Any, Any], x: Tensor, u: Tensor, *, exact: 
 
     Args:
         exact: with second derivatives of dynamics and output; the dynamics need `curvature`, see `Autodiff`.
+        reached: (M, H, nx), where each step leads, if that is not the next of x; its cost is paid there.
 
     Raises:
         ContractError: the cost cannot be differentiated by torch.func.
@@ -58,6 +66,9 @@ def quadratize(problem: Problem[Any, Any, Any], x: Tensor, u: Tensor, *, exact: 
     fx, fu = dynamics.linearize(x[:, :-1], u, steps)
     G = dynamics.linearize_output(x)
     y = dynamics.output(x)
+    G_next, y_next = G[:, 1:], y[:, 1:]
+    if reached is not None:
+        G_next, y_next = dynamics.linearize_output(reached), dynamics.output(reached)
     ndx, ny = fx.shape[-1], y.shape[-1]
     weight = weights(problem, y)
 
@@ -66,11 +77,11 @@ def quadratize(problem: Problem[Any, Any, Any], x: Tensor, u: Tensor, *, exact: 
         [
             torch.cat([G[:, :-1], G.new_zeros(*u.shape[:2], ny, nu)], -1),
             torch.cat([u.new_zeros(*u.shape[:2], nu, ndx), torch.eye(nu).to(u).expand(*u.shape[:2], -1, -1)], -1),
-            G[:, 1:] @ torch.cat([fx, fu], -1),
+            G_next @ torch.cat([fx, fu], -1),
         ],
         -2,
     )  # fmt: skip
-    z = torch.cat([y[:, :-1], u, y[:, 1:]], -1)
+    z = torch.cat([y[:, :-1], u, y_next], -1)
 
     def stage(z: Tensor, k: Tensor, p: Tensor | None) -> Tensor:
         cost: Tensor = problem.cost.stage(z[:ny], z[ny : ny + nu], z[ny + nu :], k, p)
@@ -109,11 +120,12 @@ def quadratize(problem: Problem[Any, Any, Any], x: Tensor, u: Tensor, *, exact: 
     excess = fzz = None
     if exact:
         fzz, Gxx = dynamics.curvature(x[:, :-1], u, steps), dynamics.curvature_output(x)
+        Gxx_next = Gxx[:, 1:] if reached is None else dynamics.curvature_output(reached)
         ly, ly_next = lz[..., :ny], lz[..., ny + nu :]
         F = torch.cat([fx, fu], -1)
-        c = (G[:, 1:].mT @ ly_next[..., None])[..., 0]
+        c = (G_next.mT @ ly_next[..., None])[..., 0]
         excess = torch.einsum("mki,mkiab->mkab", c, fzz)
-        excess = excess + F.mT @ torch.einsum("mki,mkiab->mkab", ly_next, Gxx[:, 1:]) @ F
+        excess = excess + F.mT @ torch.einsum("mki,mkiab->mkab", ly_next, Gxx_next) @ F
         excess[..., :ndx, :ndx] += torch.einsum("mki,mkiab->mkab", ly, Gxx[:, :-1])
         excess = w[..., None] * excess
         last_xx = last_xx + w_end[:, None, None] * torch.einsum("mi,miab->mab", ey, Gxx[:, -1])

@@ -86,6 +86,7 @@ def follow(
     *,
     horizon: int,
     keep_states: bool = False,
+    jump: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """`evaluate` of a policy instead of plans.
 
@@ -93,6 +94,7 @@ def follow(
         x: (M, B, nx), or (P, M, B, nx) for P particles.
         control: u (..., nu) at step k in the states x (..., nx).
         horizon: H, in steps.
+        jump: from where a step leads to where the next begins, on a trajectory with gaps; its cost is paid before.
     """
     particles = x.shape[0] if x.ndim == 4 else 1
     y = dynamics.output(x)
@@ -137,6 +139,9 @@ def follow(
                     x_next = torch.where((survival > 0)[..., None], x_next, torch.nan)
         weight *= problem.discount
         x, y = x_next, y_next
+        if jump is not None:
+            x = jump(k, x_next)
+            y = dynamics.output(x)
         if keep_states:
             states.append(x)
             actions.append(u_k)

@@ -5,7 +5,7 @@ from mbrl.planners.cem import CEM
 from mbrl.planners.cma_es import CMAES
 from mbrl.planners.gradient_shooting import GradientShooting
 from mbrl.planners.icem import ICEM
-from mbrl.planners.ilqr import DDP, ILQR, ILQRState
+from mbrl.planners.ilqr import DDP, FDDP, ILQR, ILQRState
 from mbrl.planners.lqr import Filter, Regulator, finite_lqr, infinite_lqr, kalman_filter
 from mbrl.planners.mppi import MPPI
 from mbrl.planners.polish import Polish
@@ -17,6 +17,7 @@ __all__ = [
     "CEM",
     "CMAES",
     "DDP",
+    "FDDP",
     "ICEM",
     "ILQR",
     "MPPI",

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from mbrl.compiled import use_threads
 from mbrl.errors import ContractError, UnsupportedProblem, require
 from mbrl.horizon import AffinePolicy, Rollout, horizon_of
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
-from mbrl.quadratize import Expansion
 
 STATUS = (
     "the iterations ran out",
@@ -25,7 +25,6 @@ STATUS = (
     "the derivatives are not finite",
     "no trajectory to start from stays finite",
 )
-_FACTOR, _LEAST, _MOST = 1.6, 1e-6, 1e10  # of the schedule of the damping λ
 _GOOD = 0.25  # share of the expected improvement at which the full step is taken without trying others
 
 
@@ -98,6 +97,11 @@ class ILQR:
         """Whether second derivatives of the dynamics are used."""
         return False
 
+    @property
+    def multiple_shooting(self) -> bool:
+        """Whether the states of a guess are kept, with gaps between them."""
+        return False
+
     def check(self, problem: Problem[Any, Any, Any]) -> None:
         name, dynamics = type(self).__name__, problem.dynamics
         if not isinstance(problem.actions, Box):
@@ -139,9 +143,17 @@ class ILQR:
                 )
             actions = problem.actions.clip(guess.actions.to(x))
         ndx = getattr(problem.dynamics, "ndx", problem.dynamics.nx)
+        states = x[:, None].repeat(1, H + 1, 1)
+        if self.multiple_shooting and guess is not None and guess.states is not None:
+            if guess.states.shape != states.shape or not torch.isfinite(guess.states).all():
+                raise ContractError(
+                    f"{type(self).__name__} needs a guess with finite states (M, H+1, nx) = {tuple(states.shape)}, "
+                    f"but got {tuple(guess.states.shape)}."
+                )
+            states[:, 1:] = guess.states[:, 1:].to(x)
         return ILQRState(
             actions=actions,
-            states=x[:, None].repeat(1, H + 1, 1),
+            states=states,
             K=x.new_zeros(M, H, nu, ndx),
             damping=x.new_zeros(M),
             growth=x.new_ones(M),
@@ -168,11 +180,12 @@ class ILQR:
         search = _Search(self, problem, x0.double(), state)
         search.begin()
         for _ in range(self.iterations):
-            if not search.active.any():
+            if not len(search.active):
                 break
             if self.budget_ms is not None and time.perf_counter() - started > 1e-3 * self.budget_ms:
                 break
             search.iterate()
+        search.close()
         return search.plan(x0), search.state()
 
 
@@ -191,211 +204,185 @@ class DDP(ILQR):
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class FDDP(ILQR):
+    """ILQR that starts from a guess of the states: they need not follow from the controls.
+
+    The gaps f(x̄ₜ, ūₜ) ⊖ x̄ₜ₊₁ enter the backward sweep, and a step α closes the share α of each. Steps are compared by
+    the cost plus a price for what is left of the gaps. A guess of states avoids the local optima, and the exploding
+    rollouts, that a guess of controls leads to. `Plan.actions` are rolled out in the end, so the plan has no gaps.
+
+    The states are those of the `guess` given to `init`, and those of the last plan afterwards.
+
+    Reference: Giftthaler et al. 2018, "A family of iterative Gauss-Newton shooting methods"; Mastalli et al. 2020,
+        "Crocoddyl", section IV.
+    Differs: an exact penalty for gaps (Nocedal & Wright 2006, section 18.3) in place of a sign of the expected change.
+    """
+
+    @property
+    def multiple_shooting(self) -> bool:
+        return True
+
+
 class _Search:
-    """The rows of one call of `plan`: M problems, each with its own damping, step and end."""
+    """One call of `plan`: M problems, each with its own damping, step and end."""
 
     def __init__(self, planner: ILQR, problem: Problem[Any, Any, Box], x0: Tensor, state: ILQRState):
-        self.planner, self.problem, self.x0, self.given = planner, problem, x0, state
-        self.horizon = horizon_of(problem)
+        from mbrl.planners import sweeps  # the compiler takes a second to import
+
+        self.planner, self.problem, self.given, self.sweeps = planner, problem, state, sweeps
+        self.horizon, self.x0 = horizon_of(problem), _array(x0)
         M, H, nu = state.actions.shape
-        self.u, self.x, self.K = state.actions.clone(), state.states.clone(), state.K.clone()
-        self.k = x0.new_zeros(M, H, nu)
-        self.damping, self.growth = state.damping.clone(), state.growth.clone()
-        self.cost = x0.new_full((M,), torch.inf)
-        self.status = torch.zeros(M, dtype=torch.long)
-        self.iterations = torch.zeros(M, dtype=torch.long)
-        self.slope = x0.new_full((M,), torch.nan)
-        self.costs: list[Tensor] = []
-        self.low, self.high = problem.actions.low.to(x0), problem.actions.high.to(x0)
-        self.alphas = (
-            torch.logspace(0, -3, planner.line_search).to(x0) if planner.line_search > 1 else x0.new_ones(1)
+        self.policy = AffinePolicy(
+            x=_array(state.states).copy(),
+            u=_array(state.actions).copy(),
+            k=np.zeros((M, H, nu)),
+            K=_array(state.K).copy(),
+            gap=np.zeros((M, 0, state.K.shape[-1])),
+            low=_array(problem.actions.low.double()),
+            high=_array(problem.actions.high.double()),
         )
+        self.progress = sweeps.Progress(
+            cost=np.full(M, np.inf),
+            damping=_array(state.damping).copy(),
+            growth=_array(state.growth).copy(),
+            status=np.zeros(M, dtype=np.int64),
+            iterations=np.zeros(M, dtype=np.int64),
+            slope=np.full(M, np.nan),
+            gain=np.zeros((M, 2)),
+            price=np.zeros(M),
+        )
+        self.costs: list[np.ndarray] = []
+        self.alphas = np.logspace(0, -3, planner.line_search) if planner.line_search > 1 else np.ones(1)
         self.model_steps = 0
 
     @property
-    def active(self) -> Tensor:
-        return self.status == 0
+    def active(self) -> np.ndarray:
+        """The rows (n,) that are not done."""
+        return np.flatnonzero(self.progress.status == self.sweeps.ONGOING)
 
     def begin(self) -> None:
         """The trajectory to start from: the given controls with or without feedback, or less of them."""
-        every = torch.arange(len(self.x0))
-        self._keep(every, self._roll(every, self.x0.new_zeros(2), self.x0.new_tensor([0.0, 1.0])))
-        lost = torch.isinf(self.cost).nonzero()[:, 0]
+        policy = self.policy
+        every = np.arange(len(self.x0))
+        if self.planner.multiple_shooting:
+            policy.x[:, 0] = self.x0
+            self.policy = policy = policy._replace(gap=self._gaps())
+            self._keep(every, self._roll(every, np.zeros(1), np.zeros(1)))
+            lost = np.isinf(self.progress.cost)
+            policy.gap[lost] = 0.0  # the states are no guess: roll out
+            if not lost.any():
+                self.costs.append(self.progress.cost.copy())
+                return
+            every = np.flatnonzero(lost)
+        self._keep(every, self._roll(every, np.zeros(2), np.array([0.0, 1.0])))
+        lost = np.flatnonzero(np.isinf(self.progress.cost))
         if len(lost):  # α from 1 to 0 leads from the given controls to none
-            middle = self.problem.actions.clip(torch.zeros_like(self.u[lost]))
-            self.k[lost], self.u[lost] = self.u[lost] - middle, middle
-            self._keep(lost, self._roll(lost, self.alphas, self.x0.new_zeros(len(self.alphas))))
-            self.k[lost] = 0.0
-            nowhere = torch.isinf(self.cost)
-            self.u[nowhere] = self.given.actions[nowhere]
-        self.status[torch.isinf(self.cost)] = 4
-        self.costs.append(self.cost.clone())
+            middle = np.clip(np.zeros_like(policy.u[lost]), policy.low, policy.high)
+            given = policy.u[lost]
+            policy.k[lost], policy.u[lost] = given - middle, middle
+            self._keep(lost, self._roll(lost, self.alphas, np.zeros(len(self.alphas))))
+            policy.k[lost] = 0.0
+            nowhere = np.isinf(self.progress.cost[lost])
+            policy.u[lost[nowhere]] = given[nowhere]
+        self.progress.status[np.isinf(self.progress.cost)] = self.sweeps.NOWHERE
+        self.costs.append(self.progress.cost.copy())
 
     def iterate(self) -> None:
         """One step of all rows that are not done."""
-        rows = self.active.nonzero()[:, 0]
-        expansion = self._expand(rows)
-        bad = ~_finite(expansion)
-        self.status[rows[bad]] = 3
-        rows, expansion = rows[~bad], _select(expansion, ~bad)
-        gain = self._backward(rows, expansion)
-        slope = (self.k[rows].abs() / (self.u[rows].abs() + 1)).amax(-1).mean(-1)
-        self.slope[rows] = slope
-        going = self.active[rows]
-        done = going & (slope < self.planner.tolerance) & (self.damping[rows] < 1e-5)
-        self.status[rows[done]] = 1
-        going = going & ~done
-        rows, gain = rows[going], gain[going]
+        planner, policy, progress, rows = self.planner, self.policy, self.progress, self.active
+        D = self.horizon.expand(policy, rows, exact=planner.exact)
+        many = len(rows) > 1 and use_threads(len(rows) * policy.u.shape[1])
+        sweep = self.sweeps.backward_parallel if many else self.sweeps.backward
+        sweep(rows, D, policy, progress, planner.damp == "state", planner.tolerance)
+        rows = rows[progress.status[rows] == self.sweeps.ONGOING]
         if len(rows):
-            self.iterations[rows] += 1
-            self._forward(rows, gain)
-        self.costs.append(self.cost.clone())
+            progress.iterations[rows] += 1
+            self._step(rows)
+        self.costs.append(progress.cost.copy())
 
-    def _expand(self, rows: Tensor) -> Expansion:
-        return self.horizon.expand(self.x[rows], self.u[rows], rows, exact=self.planner.exact)
-
-    def _backward(self, rows: Tensor, expansion: Expansion) -> Tensor:
-        """Gains of the rows, at the first damping at which their sweep succeeds; returns (n, 2), see `backward`."""
-        from mbrl.planners import sweeps  # the compiler takes a second to import
-
-        gain = torch.zeros(len(rows), 2, dtype=torch.float64)
-        todo = torch.arange(len(rows))
-        while len(todo):
-            at = rows[todo]
-            E = _select(expansion, todo)
-            n, ndx = len(at), E.lx.shape[-1]
-            k, K, got = self.k[at].clone(), torch.zeros_like(self.K[at]), torch.zeros(n, 2).double()
-            value = np.empty((n, ndx + ndx**2))
-            fzz = E.lx.new_zeros(n, 0, 1, 1, 1) if E.fzz is None else E.fzz
-            excess = E.lx.new_zeros(n, 0, 1, 1) if E.excess is None else E.excess
-            sweep = sweeps.backward if n < 8 else sweeps.backward_parallel
-            stopped = sweep(
-                fx=_array(E.fx),
-                fu=_array(E.fu),
-                lx=_array(E.lx),
-                lu=_array(E.lu),
-                lxx=_array(E.lxx),
-                luu=_array(E.luu),
-                lux=_array(E.lux),
-                excess=_array(excess),
-                fzz=_array(fzz),
-                low=_array(self.low - self.u[at]),
-                high=_array(self.high - self.u[at]),
-                damping=_array(self.damping[at]),
-                damp_state=self.planner.damp == "state",
-                k=k.numpy(),
-                K=K.numpy(),
-                gain=got.numpy(),
-                value=value,
-            )
-            failed = torch.from_numpy(stopped >= 0)
-            self.k[at[~failed]], self.K[at[~failed]] = k[~failed], K[~failed]
-            gain[todo[~failed]] = got[~failed]
-            todo = todo[failed]
-            self._raise(rows[todo])
-            todo = todo[self.active[rows[todo]]]
-        return gain
-
-    def _forward(self, rows: Tensor, gain: Tensor) -> None:
+    def _step(self, rows: np.ndarray) -> None:
         """Line search: the full step where it does what is expected of it, else the best of all α."""
-        found = self._try(rows, gain, self.alphas[:1], max(_GOOD, self.planner.min_ratio))
-        rest = ~found
-        if rest.any():
-            found[rest] = self._try(rows[rest], gain[rest], self.alphas, self.planner.min_ratio)
-        # At an optimum no step lowers the cost any more, by rounding.
-        settled = ~found & (-gain.sum(1) <= 1e-12 * self.cost[rows].abs().clamp(min=1e-300))
-        self.status[rows[settled]] = 1
-        self._raise(rows[~found & ~settled])
+        searched = len(self.alphas) > 1
+        good = max(_GOOD, self.planner.min_ratio) if searched else self.planner.min_ratio
+        rest = self._try(rows, self.alphas[:1], good, last=not searched)
+        if searched and len(rest):
+            self._try(rest, self.alphas, self.planner.min_ratio, last=True)
 
-    def _try(self, rows: Tensor, gain: Tensor, alphas: Tensor, ratio: float) -> Tensor:
-        """Take the cheapest α whose cost falls by `ratio` of what is expected; return where there is one, (n,)."""
-        result = self._roll(rows, alphas, torch.ones_like(alphas))
-        before = self.cost[rows]
-        fall = before[:, None] - result.cost
-        expected = -(alphas * gain[:, :1] + alphas**2 * gain[:, 1:])
-        enough = (fall > 0) & (fall >= ratio * expected) & torch.isfinite(result.cost)
-        found, best = enough.any(1), torch.where(enough, result.cost, torch.inf).argmin(1)
-        self._keep(rows[found], _rows(result, found), best[found])
-        small = fall[torch.arange(len(rows)), best] <= self.planner.tolerance**2 * before.abs()
-        self._lower(rows[found])
-        self.status[rows[found & small & (self.damping[rows] < 1e-5)]] = 1
-        return found
-
-    def _roll(self, rows: Tensor, alphas: Tensor, feedback: Tensor) -> Rollout:
-        """The closed loop from x0 for each α and share of feedback, (n, B)."""
-        policy = AffinePolicy(self.x[rows], self.u[rows], self.k[rows], self.K[rows], self.low, self.high)
-        self.model_steps += len(rows) * len(alphas) * self.u.shape[1]
-        return self.horizon.roll(self.x0[rows], policy, alphas, feedback, rows)
-
-    def _keep(self, rows: Tensor, result: Rollout, which: Tensor | None = None) -> None:
-        """Take over candidate `which` (n,) of each row, the cheapest unless given, where it is finite."""
-        which = result.cost.argmin(1) if which is None else which
-        pick = torch.arange(len(rows)), which
-        cost = result.cost[pick]
-        fine = torch.isfinite(cost)
-        at = rows[fine]
-        self.cost[at], self.x[at], self.u[at] = (
-            cost[fine],
-            result.states[pick][fine],
-            result.actions[pick][fine],
+    def _try(self, rows: np.ndarray, alphas: np.ndarray, ratio: float, *, last: bool) -> np.ndarray:
+        result = self._roll(rows, alphas, np.ones_like(alphas))
+        left: np.ndarray = self.sweeps.accept(
+            rows, alphas, result, ratio, self.planner.tolerance, last, self.policy, self.progress
         )
+        return left
 
-    def _raise(self, rows: Tensor) -> None:
-        self.growth[rows] = (self.growth[rows] * _FACTOR).clamp(min=_FACTOR)
-        self.damping[rows] = (self.damping[rows] * self.growth[rows]).clamp(min=_LEAST)
-        self.status[rows[self.damping[rows] > _MOST]] = 2
+    def _gaps(self) -> np.ndarray:
+        """(M, H, ndx), from where each state is to where the step before leads."""
+        dynamics = self.problem.dynamics
+        x, u = torch.from_numpy(self.policy.x), torch.from_numpy(self.policy.u)
+        reached = dynamics.step(x[:, :-1], u, torch.arange(u.shape[1]))
+        difference = getattr(dynamics, "difference", lambda a, b: b - a)
+        return _array(difference(x[:, 1:], reached).nan_to_num(nan=0.0))
 
-    def _lower(self, rows: Tensor) -> None:
-        self.growth[rows] = (self.growth[rows] / _FACTOR).clamp(max=1 / _FACTOR)
-        damping = self.damping[rows] * self.growth[rows]
-        self.damping[rows] = torch.where(damping > _LEAST, damping, 0.0)
+    def close(self) -> None:
+        """Roll out what has gaps left, so that the plan is one of states that will be met."""
+        policy, progress = self.policy, self.progress
+        open_ = np.flatnonzero(np.abs(policy.gap).sum((1, 2)) > 0)
+        if len(open_):
+            policy.gap[open_] = 0.0
+            policy.k[open_] = 0.0
+            progress.cost[open_] = np.inf
+            self._keep(open_, self._roll(open_, np.zeros(2), np.array([0.0, 1.0])))
+            nowhere = open_[np.isinf(progress.cost[open_])]
+            progress.status[nowhere] = self.sweeps.NOWHERE
+
+    def _roll(self, rows: np.ndarray, alphas: np.ndarray, feedback: np.ndarray) -> Rollout:
+        """The closed loop from x0 for each α and share of feedback."""
+        self.model_steps += len(rows) * len(alphas) * self.policy.u.shape[1]
+        return self.horizon.roll(self.x0, self.policy, alphas, feedback, rows)
+
+    def _keep(self, rows: np.ndarray, result: Rollout) -> None:
+        """Take over the cheapest candidate of each row, where it is finite."""
+        best = result.cost.argmin(1)
+        for i, (r, b) in enumerate(zip(rows, best, strict=True)):
+            if np.isfinite(result.cost[i, b]):
+                self.progress.cost[r] = result.cost[i, b]
+                self.policy.x[r], self.policy.u[r] = result.states[i, b], result.actions[i, b]
 
     def plan(self, x0: Tensor) -> Plan:
-        u = self.u.to(x0)
-        low, high = self.problem.actions.low.to(x0), self.problem.actions.high.to(x0)
+        progress, policy = self.progress, self.policy
+        actions = torch.from_numpy(policy.u).to(x0)
+        states, K = torch.from_numpy(policy.x).to(x0), torch.from_numpy(policy.K).to(x0)
         info: dict[str, Tensor | float | int | str] = {
-            "status": self.status,
-            "iterations": self.iterations,
-            "damping": self.damping,
-            "slope": self.slope,
-            "costs": torch.stack(self.costs, 1),
+            "status": torch.from_numpy(progress.status),
+            "iterations": torch.from_numpy(progress.iterations),
+            "damping": torch.from_numpy(progress.damping),
+            "slope": torch.from_numpy(progress.slope),
+            "costs": torch.from_numpy(np.stack(self.costs, 1)),
             "model_steps": self.model_steps,
         }
         return Plan(
-            actions=torch.maximum(torch.minimum(u, high), low),
-            cost=self.cost.to(x0),
-            states=torch.cat([x0[:, None], self.x[:, 1:].to(x0)], 1),
-            K=self.K.to(x0),
+            actions=self.problem.actions.clip(actions),
+            cost=torch.from_numpy(progress.cost).to(x0),
+            states=torch.cat([x0[:, None], states[:, 1:]], 1),
+            K=K,
             info=info,
         )
 
     def state(self) -> ILQRState:
-        fine = torch.isfinite(self.cost)
-        K = torch.where(fine[:, None, None, None], self.K, self.given.K)
-        stuck = self.status == 2  # do not begin the next plan with a damping that allows no step
+        progress, policy = self.progress, self.policy
+        K = policy.K
+        if not np.isfinite(progress.cost).all():
+            K = np.where(np.isfinite(progress.cost)[:, None, None, None], K, _array(self.given.K))
+        stuck = progress.status == self.sweeps.STUCK  # the next plan must not begin with such a damping
         return ILQRState(
-            actions=self.u,
-            states=self.x,
-            K=K,
-            damping=torch.where(stuck, 0.0, self.damping),
-            growth=torch.where(stuck, 1.0, self.growth),
+            actions=torch.from_numpy(policy.u),
+            states=torch.from_numpy(policy.x),
+            K=torch.from_numpy(K),
+            damping=torch.from_numpy(np.where(stuck, 0.0, progress.damping)),
+            growth=torch.from_numpy(np.where(stuck, 1.0, progress.growth)),
         )
 
 
-def _rows(result: Rollout, rows: Tensor) -> Rollout:
-    return Rollout(result.cost[rows], result.states[rows], result.actions[rows])
-
-
-def _select(expansion: Expansion, rows: Tensor) -> Expansion:
-    fields = ((f.name, getattr(expansion, f.name)) for f in dataclasses.fields(expansion))
-    return dataclasses.replace(expansion, **{name: v[rows] for name, v in fields if v is not None})
-
-
-def _finite(expansion: Expansion) -> Tensor:
-    """(M,), whether every derivative is finite."""
-    fields = (getattr(expansion, f.name) for f in dataclasses.fields(expansion))
-    return torch.stack([torch.isfinite(v.flatten(1).sum(1)) for v in fields if v is not None]).all(0)
-
-
-def _array(v: Tensor) -> Any:
+def _array(v: Tensor) -> np.ndarray:
     return np.ascontiguousarray(v.numpy())

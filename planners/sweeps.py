@@ -1,259 +1,171 @@
-"""Compiled backward sweeps: the Riccati recursion of iLQR and DDP, with box limits on the controls."""
+"""Compiled sweeps of iLQR and DDP: the Riccati recursion with box limits, and the choice of a step."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
 from mbrl.compiled import kernel, parallel_kernel
+from mbrl.horizon import AffinePolicy, Derivatives, Rollout
+from mbrl.planners.box_qp import box_qp, cholesky, solve
+
+ONGOING, CONVERGED, STUCK, NOT_FINITE, NOWHERE = range(5)  # how a search stands or ended
+_FACTOR, _LEAST, _MOST = 1.6, 1e-6, 1e10  # of the schedule of the damping λ
+_DAMPED = 1e-5  # from this λ on a small step may be the damping's doing, and is no convergence
+_ROUNDING = 1e-14  # a fall of the cost by less than this share of it cannot be seen
 
 
-@kernel
-def cholesky(A: np.ndarray, n: int) -> bool:
-    """Replace the lower triangle of A (n, n) by its Cholesky factor; false if A is not positive definite."""
-    for j in range(n):
-        d = A[j, j]
-        for k in range(j):
-            d -= A[j, k] * A[j, k]
-        if not d > 1e-14 * abs(A[j, j]):  # also for NaN
-            return False
-        d = np.sqrt(d)
-        A[j, j] = d
-        for i in range(j + 1, n):
-            s = A[i, j]
-            for k in range(j):
-                s -= A[i, k] * A[j, k]
-            A[i, j] = s / d
-    return True
+class Progress(NamedTuple):
+    """Where the searches of M problems stand; the kernels change it in place.
 
-
-@kernel
-def solve(L: np.ndarray, n: int, b: np.ndarray) -> None:
-    """Replace b (n,) by the solution of L Lᵀ x = b."""
-    for i in range(n):
-        s = b[i]
-        for k in range(i):
-            s -= L[i, k] * b[k]
-        b[i] = s / L[i, i]
-    for i in range(n - 1, -1, -1):
-        s = b[i]
-        for k in range(i + 1, n):
-            s -= L[k, i] * b[k]
-        b[i] = s / L[i, i]
-
-
-@kernel
-def box_qp(
-    H: np.ndarray,
-    g: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    x: np.ndarray,
-    free: np.ndarray,
-    L: np.ndarray,
-) -> int:
-    """Minimise ½ xᵀHx + gᵀx over low ≤ x ≤ high by projected Newton steps.
-
-    Args:
-        H: (n, n), symmetric; its free part must be positive definite.
-        x: (n,), where to start; replaced by the minimum.
-        free: (n,) bool, replaced by which numbers are not held by a bound.
-        L: (n, n), replaced by the Cholesky factor of the free part of H, in its leading rows.
-
-    Returns:
-        How many are free, or −1 where that part of H is not positive definite.
-
-    Reference: Tassa et al. 2014, "Control-limited differential dynamic programming", section IV and boxQP.m.
+    Attributes:
+        cost: (M,), of the trajectory that the policy is about.
+        damping, growth: (M,), λ and the factor that it last changed by.
+        status, iterations: (M,), one of the constants above, and how many steps were tried.
+        slope: (M,), mean over time of max |k| / (|u| + 1).
+        gain: (M, 2), g: a step α is expected to change the cost by α g₀ + α² g₁.
+        price: (M,), what a unit of gap is worth in cost when steps are compared.
     """
-    n = len(g)
-    slope, search, trial = np.empty(n), np.empty(n), np.empty(n)
-    for i in range(n):
-        x[i] = min(max(x[i], low[i]), high[i])
-        free[i] = True
-    size, factored = 0, False
-    value = _value(H, g, x)
-    for iteration in range(100):
-        for i in range(n):
-            slope[i] = g[i]
-            for j in range(n):
-                slope[i] += H[i, j] * x[j]
-        changed = False
-        for i in range(n):
-            held = (
-                (x[i] <= low[i] and slope[i] > 0) or (x[i] >= high[i] and slope[i] < 0) or low[i] == high[i]
-            )
-            changed = changed or free[i] == held
-            free[i] = not held
-        if changed or not factored:
-            size = 0
-            for i in range(n):
-                if free[i]:
-                    column = 0
-                    for j in range(i + 1):
-                        if free[j]:
-                            L[size, column] = H[i, j]
-                            column += 1
-                    size += 1
-            if not cholesky(L, size):
-                return -1
-            factored = True
-        norm, scale = 0.0, 0.0
-        for i in range(n):
-            scale = max(scale, abs(g[i]))
-            if free[i]:
-                norm = max(norm, abs(slope[i]))
-        if size == 0 or norm <= 1e-12 * (1 + scale):
-            return size
-        column = 0
-        for i in range(n):
-            if free[i]:
-                search[column] = -slope[i]
-                column += 1
-        solve(L, size, search)
-        column, descent = size, 0.0
-        for i in range(n - 1, -1, -1):  # spread the free entries out, from the last
-            if free[i]:
-                column -= 1
-                search[i] = search[column]
-                descent += search[i] * slope[i]
-            else:
-                search[i] = 0.0
-        if not descent < 0:
-            return size
-        step = 1.0
-        while True:
-            for i in range(n):
-                trial[i] = min(max(x[i] + step * search[i], low[i]), high[i])
-            reached = _value(H, g, trial)
-            if reached - value <= 0.1 * step * descent or step < 1e-20:
-                break
-            step *= 0.6
-        gain = value - reached
-        for i in range(n):
-            x[i] = trial[i]
-        value = reached
-        # The set of free entries must be that of the last x: look once more before leaving.
-        if iteration > 0 and gain <= 1e-14 * abs(value) and not changed:
-            return size
-    return size
 
-
-@kernel
-def _value(H: np.ndarray, g: np.ndarray, x: np.ndarray) -> float:
-    value = 0.0
-    for i in range(len(g)):
-        row = g[i]
-        for j in range(len(g)):
-            row += 0.5 * H[i, j] * x[j]
-        value += row * x[i]
-    return value
+    cost: np.ndarray
+    damping: np.ndarray
+    growth: np.ndarray
+    status: np.ndarray
+    iterations: np.ndarray
+    slope: np.ndarray
+    gain: np.ndarray
+    price: np.ndarray
 
 
 @kernel
 def backward(
-    fx: np.ndarray, fu: np.ndarray, lx: np.ndarray, lu: np.ndarray, lxx: np.ndarray, luu: np.ndarray,
-    lux: np.ndarray, excess: np.ndarray, fzz: np.ndarray, low: np.ndarray, high: np.ndarray,
-    damping: np.ndarray, damp_state: bool, k: np.ndarray, K: np.ndarray, gain: np.ndarray, value: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """One backward sweep of each of M problems.
+    rows: np.ndarray, D: Derivatives, policy: AffinePolicy, progress: Progress, damp_state: bool,
+    tolerance: float,
+) -> None:  # fmt: skip
+    """New k, K and expected gain of the problems `rows` (n,), whose derivatives D are, or an end of their search.
 
-    Args:
-        fx … lux: as in `Expansion`.
-        excess, fzz: as there, or of length 0 along H for Gauss-Newton.
-        low, high: (M, H, nu), bounds of the change of the control.
-        damping: (M,) λ, added to Quu, or to Vxx where `damp_state`.
-        k, K: (M, H, nu) and (M, H, nu, ndx), replaced by the controls' change and the feedback gains; k enters as
-            where to start the box QP.
-        gain: (M, 2), replaced by (Σ kᵀQu, ½ Σ kᵀQuu k), so that α changes the cost by α gain₀ + α² gain₁.
-        value: (M, ndx + ndx²), replaced by slope and bend of the cost-to-go at the start.
+    The damping λ is raised until every Quu is positive definite. λ is added to Quu, or to Vxx where `damp_state`.
 
-    Returns:
-        (M,), −1 where the sweep succeeded, else the step at which Quu was not positive definite.
-
-    The value follows the plain Quu and Qux with all four terms, since damped gains do not minimise it.
-    Where the exact Quu is not positive definite, that step falls back to Gauss-Newton.
-
-    Reference: Tassa et al. 2012, "Synthesis and stabilization of complex behaviors", equations 5 to 11; 2014, III.
+    Reference: Tassa et al. 2012, "Synthesis and stabilization of complex behaviors", equations 5 to 11; 2014,
+        "Control-limited differential dynamic programming", section III.
     """
-    M = len(fu)
-    failed = np.full(M, -1)
-    for i in range(M):
-        failed[i] = _backward(
-            fx[i], fu[i], lx[i], lu[i], lxx[i], luu[i], lux[i], excess[i], fzz[i], low[i], high[i],
-            damping[i], damp_state, k[i], K[i], gain[i], value[i],
-        )  # fmt: skip
-    return failed
+    for i in range(len(rows)):
+        _gains(i, rows[i], D, policy, progress, damp_state, tolerance)
 
 
 @parallel_kernel
 def backward_parallel(
-    fx: np.ndarray, fu: np.ndarray, lx: np.ndarray, lu: np.ndarray, lxx: np.ndarray, luu: np.ndarray,
-    lux: np.ndarray, excess: np.ndarray, fzz: np.ndarray, low: np.ndarray, high: np.ndarray,
-    damping: np.ndarray, damp_state: bool, k: np.ndarray, K: np.ndarray, gain: np.ndarray, value: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """`backward` on all processors. To start them takes longer than a few problems."""
-    M = len(fu)
-    failed = np.full(M, -1)
-    for i in prange(M):
-        failed[i] = _backward(
-            fx[i], fu[i], lx[i], lu[i], lxx[i], luu[i], lux[i], excess[i], fzz[i], low[i], high[i],
-            damping[i], damp_state, k[i], K[i], gain[i], value[i],
-        )  # fmt: skip
-    return failed
+    rows: np.ndarray, D: Derivatives, policy: AffinePolicy, progress: Progress, damp_state: bool,
+    tolerance: float,
+) -> None:  # fmt: skip
+    """`backward` on all processors."""
+    for i in prange(len(rows)):
+        _gains(i, rows[i], D, policy, progress, damp_state, tolerance)
 
 
 @kernel
-def _backward(
-    fx: np.ndarray, fu: np.ndarray, lx: np.ndarray, lu: np.ndarray, lxx: np.ndarray, luu: np.ndarray,
-    lux: np.ndarray, excess: np.ndarray, fzz: np.ndarray, low: np.ndarray, high: np.ndarray,
-    damping: float, damp_state: bool, k: np.ndarray, K: np.ndarray, gain: np.ndarray, value: np.ndarray,
-) -> int:  # fmt: skip
-    H, n, m = fu.shape
+def _gains(
+    i: int, r: int, D: Derivatives, policy: AffinePolicy, progress: Progress, damp_state: bool,
+    tolerance: float,
+) -> None:  # fmt: skip
+    if not _finite(i, D):
+        progress.status[r] = NOT_FINITE
+        return
+    while not _sweep(i, r, D, policy, progress, damp_state):
+        raise_damping(r, progress)
+        if progress.status[r] != ONGOING:
+            return
+    H, nu = policy.k.shape[1:]
+    slope = 0.0
+    for t in range(H):
+        worst = 0.0
+        for a in range(nu):
+            worst = max(worst, abs(policy.k[r, t, a]) / (abs(policy.u[r, t, a]) + 1.0))
+        slope += worst / H
+    progress.slope[r] = slope
+    if policy.gap.shape[1] > 0:
+        _expect(i, r, D, policy, progress)
+    invisible = -progress.gain[r].sum() <= _ROUNDING * abs(progress.cost[r])
+    if (slope < tolerance or invisible) and progress.damping[r] < _DAMPED and _gap(r, policy) == 0.0:
+        progress.status[r] = CONVERGED
+
+
+@kernel
+def _finite(i: int, D: Derivatives) -> bool:
+    return bool(abs(D.steps[i].sum() + D.ends[i].sum()) < np.inf)  # isfinite does not see NaN here
+
+
+@kernel
+def _gap(r: int, policy: AffinePolicy) -> float:
+    return float(np.abs(policy.gap[r]).sum())
+
+
+@kernel
+def raise_damping(r: int, progress: Progress) -> None:
+    progress.growth[r] = max(_FACTOR, progress.growth[r] * _FACTOR)
+    progress.damping[r] = max(_LEAST, progress.damping[r] * progress.growth[r])
+    if progress.damping[r] > _MOST:
+        progress.status[r] = STUCK
+
+
+@kernel
+def _sweep(
+    i: int, r: int, D: Derivatives, policy: AffinePolicy, progress: Progress, damp_state: bool
+) -> bool:
+    """One sweep from the end to the start; false where Quu is not positive definite.
+
+    The value follows the plain Quu and Qux with all four terms, since damped gains do not minimise it.
+    Where the exact Quu is not positive definite, that step falls back to Gauss-Newton.
+    """
+    H, m, n = policy.K.shape[1:]
     N = n + m
-    Vx, V, W = lx[H].copy(), lxx[H].copy(), np.empty((n, n))
+    at_slope, at_bend = n * N, n * N + N
+    at_excess, at_fzz = at_bend + N * N, at_bend + 2 * N * N
+    damping, k, K, gain = progress.damping[r], policy.k[r], policy.K[r], progress.gain[r]
+    steps, end = D.steps[i], D.ends[i]
+    exact, gaps = steps.shape[1] > at_excess, policy.gap.shape[1] > 0
+    Vx, V, W = end[:n].copy(), end[n:].copy().reshape(n, n), np.empty((n, n))
     F, VF = np.empty((n, N)), np.empty((n, N))
-    Q, D, Q1 = np.empty((N, N)), np.empty((N, N)), np.empty(N)
+    Q, B, Q1 = np.empty((N, N)), np.empty((N, N)), np.empty(N)
     Quu, Qux, L = np.empty((m, m)), np.empty((m, n)), np.empty((m, m))
-    free, column = np.empty(m, dtype=np.bool_), np.empty(m)
+    free, column, low, high = np.empty(m, dtype=np.bool_), np.empty(m), np.empty(m), np.empty(m)
     gain[0] = gain[1] = 0.0
     for t in range(H - 1, -1, -1):
         for a in range(n):
-            for b in range(n):
-                F[a, b] = fx[t, a, b]
-            for b in range(m):
-                F[a, n + b] = fu[t, a, b]
+            for b in range(N):
+                F[a, b] = steps[t, a * N + b]
+        if gaps:  # the slope where the step leads to
+            for a in range(n):
+                VF[a, 0] = Vx[a]
+                for b in range(n):
+                    VF[a, 0] += V[a, b] * policy.gap[r, t, b]
+            for a in range(n):
+                Vx[a] = VF[a, 0]
         # Q1 = ℓ_z + Fᵀ Vx;  Q = ℓ_zz + Fᵀ V F
         for a in range(N):
-            s = lx[t, a] if a < n else lu[t, a - n]
-            for c in range(n):
-                s += F[c, a] * Vx[c]
-            Q1[a] = s
-        _congruence(F, V, VF, Q)
-        for a in range(n):
-            for b in range(n):
-                Q[a, b] += lxx[t, a, b]
-            for b in range(m):
-                Q[n + b, a] += lux[t, b, a]
-                Q[a, n + b] = Q[n + b, a]
-        for a in range(m):
-            for b in range(m):
-                Q[n + a, n + b] += luu[t, a, b]
-        if len(fzz):  # second order, where it leaves Quu positive definite
+            Q1[a] = steps[t, at_slope + a]
+            for b in range(N):
+                Q[a, b] = steps[t, at_bend + a * N + b]
+        for c in range(n):
+            for a in range(N):
+                Q1[a] += F[c, a] * Vx[c]
+        _add_congruence(F, V, VF, Q)
+        if exact:  # second order, where it leaves Quu positive definite
             for a in range(N):
                 for b in range(N):
-                    s = excess[t, a, b]
+                    B[a, b] = Q[a, b] + steps[t, at_excess + a * N + b]
                     for c in range(n):
-                        s += Vx[c] * fzz[t, c, a, b]
-                    D[a, b] = s
+                        B[a, b] += Vx[c] * steps[t, at_fzz + (c * N + a) * N + b]
             for a in range(m):
                 for b in range(m):
-                    L[a, b] = Q[n + a, n + b] + D[n + a, n + b]
+                    L[a, b] = B[n + a, n + b]
             if cholesky(L, m):
-                for a in range(N):
-                    for b in range(N):
-                        Q[a, b] += D[a, b]
+                Q, B = B, Q
         # What the controls are chosen by: damped.
         for a in range(m):
+            low[a], high[a] = policy.low[a] - policy.u[r, t, a], policy.high[a] - policy.u[r, t, a]
             for b in range(m):
                 Quu[a, b] = Q[n + a, n + b]
             for b in range(n):
@@ -269,12 +181,16 @@ def _backward(
                     for b in range(n):
                         for c in range(n):
                             Qux[a, b] += damping * F[c, n + a] * F[c, b]
-        if t < H - 1:
-            for a in range(m):
-                k[t, a] = k[t + 1, a]
-        size = box_qp(Quu, Q1[n:], low[t], high[t], k[t], free, L)
-        if size < 0:
-            return t
+        size = _newton(Quu, Q1, low, high, k[t], L)
+        for a in range(m):
+            free[a] = True
+        if size < 0:  # a bound is in the way, or Quu is not positive definite
+            if t < H - 1:
+                for a in range(m):
+                    k[t, a] = k[t + 1, a]
+            size = box_qp(Quu, Q1[n:], low, high, k[t], free, L)
+            if size < 0:
+                return False
         for b in range(n):
             row = 0
             for a in range(m):
@@ -317,16 +233,33 @@ def _backward(
         for a in range(n):
             for b in range(n):
                 V[a, b] = 0.5 * (W[a, b] + W[b, a])
-    for a in range(n):
-        value[a] = Vx[a]
-        for b in range(n):
-            value[n + a * n + b] = V[a, b]
-    return -1
+    return True
 
 
 @kernel
-def _congruence(F: np.ndarray, V: np.ndarray, VF: np.ndarray, Q: np.ndarray) -> None:
-    """Q = Fᵀ V F of F (n, N) and symmetric V (n, n); VF (n, N) is scratch."""
+def _newton(
+    Quu: np.ndarray, Q1: np.ndarray, low: np.ndarray, high: np.ndarray, k: np.ndarray, L: np.ndarray
+) -> int:
+    """Replace k (m,) by the minimum without bounds; m, or −1 where that leaves them or there is none."""
+    m = len(Quu)
+    n = len(Q1) - m
+    for a in range(m):
+        for b in range(a + 1):
+            L[a, b] = Quu[a, b]
+    if not cholesky(L, m):
+        return -1
+    for a in range(m):
+        k[a] = -Q1[n + a]
+    solve(L, m, k)
+    for a in range(m):
+        if not low[a] <= k[a] <= high[a]:
+            return -1
+    return m
+
+
+@kernel
+def _add_congruence(F: np.ndarray, V: np.ndarray, VF: np.ndarray, Q: np.ndarray) -> None:
+    """Q += Fᵀ V F of F (n, N) and symmetric V (n, n); VF (n, N) is scratch."""
     n, N = F.shape
     for a in range(n):
         for b in range(N):
@@ -335,12 +268,92 @@ def _congruence(F: np.ndarray, V: np.ndarray, VF: np.ndarray, Q: np.ndarray) -> 
             v = V[a, c]
             for b in range(N):
                 VF[a, b] += v * F[c, b]
-    for a in range(N):
-        for b in range(N):
-            Q[a, b] = 0.0
     for c in range(n):
         for a in range(N):
             f = F[c, a]
             if f != 0.0:
                 for b in range(N):
                     Q[a, b] += f * VF[c, b]
+
+
+@kernel
+def _expect(i: int, r: int, D: Derivatives, policy: AffinePolicy, progress: Progress) -> None:
+    """The expected gain where there are gaps: the quadratic model of the cost along the linear model of the states.
+
+    Without gaps the backward sweep has it. The price of gaps becomes such that closing them pays.
+    """
+    H, m, n = policy.K.shape[1:]
+    N, steps = n + m, D.steps[i]
+    z, x = np.zeros(N), np.empty(n)
+    first, second = 0.0, 0.0
+    for t in range(H):
+        for a in range(m):
+            z[n + a] = policy.k[r, t, a]
+            for b in range(n):
+                z[n + a] += policy.K[r, t, a, b] * z[b]
+        for a in range(N):
+            first += steps[t, n * N + a] * z[a]
+            for b in range(N):
+                second += 0.5 * z[a] * steps[t, n * N + N + a * N + b] * z[b]
+        for a in range(n):
+            x[a] = policy.gap[r, t, a]
+            for b in range(N):
+                x[a] += steps[t, a * N + b] * z[b]
+        for a in range(n):
+            z[a] = x[a]
+    for a in range(n):
+        first += D.ends[i, a] * z[a]
+        for b in range(n):
+            second += 0.5 * z[a] * D.ends[i, n + a * n + b] * z[b]
+    progress.gain[r, 0], progress.gain[r, 1] = first, second
+    gap = _gap(r, policy)
+    if gap > 0.0:
+        progress.price[r] = max(progress.price[r], 2.0 * (first + max(0.0, second)) / gap)
+
+
+@kernel
+def accept(
+    rows: np.ndarray, alphas: np.ndarray, result: Rollout, ratio: float, tolerance: float, last: bool,
+    policy: AffinePolicy, progress: Progress,
+) -> np.ndarray:  # fmt: skip
+    """Take the cheapest of the steps `alphas` (B,) that brings `ratio` of what is expected; where there is none, (k,).
+
+    Gaps have a price when steps are compared; a step α leaves 1 − α of them.
+
+    Args:
+        last: no other steps will be tried: a problem without a step has converged, as far as rounding lets one see, or
+            gets more damping.
+    """
+    left = np.empty(len(rows), dtype=np.bool_)
+    for i in range(len(rows)):
+        r = rows[i]
+        before, gap = progress.cost[r], 0.0
+        if policy.gap.shape[1] > 0:
+            gap = _gap(r, policy)
+        best, most = -1, 0.0
+        for b in range(len(alphas)):
+            closed = alphas[b] * progress.price[r] * gap
+            fall = before - result.cost[i, b] + closed
+            expected = closed - alphas[b] * (progress.gain[r, 0] + alphas[b] * progress.gain[r, 1])
+            if fall > most and fall >= ratio * expected and abs(result.cost[i, b]) < np.inf:
+                best, most = b, fall
+        left[i] = best < 0
+        if best >= 0:
+            progress.cost[r] = result.cost[i, best]
+            policy.x[r], policy.u[r] = result.states[i, best], result.actions[i, best]
+            if gap > 0.0:
+                policy.gap[r] *= 1.0 - alphas[best]
+            progress.growth[r] = min(1.0 / _FACTOR, progress.growth[r] / _FACTOR)
+            progress.damping[r] *= progress.growth[r]
+            if progress.damping[r] <= _LEAST:
+                progress.damping[r] = 0.0
+            small = most <= tolerance**2 * abs(before)
+            if small and progress.damping[r] < _DAMPED and alphas[best] * gap == gap:
+                progress.status[r] = CONVERGED
+        elif last:
+            expected = progress.price[r] * gap - progress.gain[r].sum()
+            if expected <= 1e-12 * max(abs(before), 1e-300) and gap == 0.0:
+                progress.status[r] = CONVERGED
+            else:
+                raise_damping(r, progress)
+    return rows[left]
