@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
-from mbrl.compiled import kernel, parallel_kernel
+from mbrl.compiled import kernel
 from mbrl.horizon import AffinePolicy, Derivatives, Rollout
 from mbrl.programs import Program, registers, run
 
@@ -34,25 +33,13 @@ class Loop(NamedTuple):
 
 @kernel
 def roll(
-    rows: np.ndarray, x0: np.ndarray, policy: AffinePolicy, alpha: np.ndarray, feedback: np.ndarray,
-    params: np.ndarray, loop: Loop, result: Rollout,
+    start: int, stop: int, rows: np.ndarray, x0: np.ndarray, policy: AffinePolicy, alpha: np.ndarray,
+    feedback: np.ndarray, params: np.ndarray, loop: Loop, result: Rollout,
 ) -> None:  # fmt: skip
-    """Fill `result`; see `Horizon.roll`. params: (M or 1, H+1, np)."""
-    lanes = result.cost.size
-    for start in range(0, lanes, LANES):
-        _roll(start, min(start + LANES, lanes), rows, x0, policy, alpha, feedback, params, loop, result)
-
-
-@parallel_kernel
-def roll_parallel(
-    rows: np.ndarray, x0: np.ndarray, policy: AffinePolicy, alpha: np.ndarray, feedback: np.ndarray,
-    params: np.ndarray, loop: Loop, result: Rollout,
-) -> None:  # fmt: skip
-    """The same on all processors."""
-    lanes = result.cost.size
-    for block in prange((lanes + LANES - 1) // LANES):
-        start = block * LANES
-        _roll(start, min(start + LANES, lanes), rows, x0, policy, alpha, feedback, params, loop, result)
+    """Fill candidates `start` to `stop` of the (n B) in `result`; see `Horizon.roll`. params: (M or 1, H+1, np)."""
+    for first in range(start, stop, LANES):
+        last = min(first + LANES, stop)
+        _roll(first, last, rows, x0, policy, alpha, feedback, params, loop, result)
 
 
 @kernel
@@ -60,7 +47,6 @@ def _roll(
     start: int, stop: int, rows: np.ndarray, x0: np.ndarray, policy: AffinePolicy, alpha: np.ndarray,
     feedback: np.ndarray, params: np.ndarray, loop: Loop, result: Rollout,
 ) -> None:  # fmt: skip
-    """Candidates `start` to `stop` of the (n B) there are."""
     L, B, (H, nu), nx, ndx = stop - start, len(alpha), policy.u.shape[1:], x0.shape[1], policy.K.shape[3]
     step, end = registers(loop.step, L), registers(loop.end, L)
     away, move = registers(loop.difference, L), registers(loop.retract, L)
@@ -133,33 +119,17 @@ def _roll(
 
 @kernel
 def expand(
-    rows: np.ndarray, policy: AffinePolicy, params: np.ndarray, weights: np.ndarray, stage: Program,
-    terminal: Program, D: Derivatives,
+    start: int, stop: int, rows: np.ndarray, policy: AffinePolicy, params: np.ndarray, weights: np.ndarray,
+    stage: Program, D: Derivatives,
 ) -> None:  # fmt: skip
-    """Fill D; see `Horizon.expand`.
+    """Fill steps `start` to `stop` of the (n H) in `D.steps`; see `Horizon.expand`.
 
     Args:
         params, weights: (M or 1, H+1, np) and (n or 1, H+1).
         stage: (x, u, x_next, k, weight, p) → a row of `D.steps`.
-        terminal: (x, weight, p) → a row of `D.ends`.
     """
-    lanes = D.steps.shape[0] * D.steps.shape[1]
-    for start in range(0, lanes, LANES):
-        _expand(start, min(start + LANES, lanes), rows, policy, params, weights, stage, D)
-    _ends(rows, policy, params, weights, terminal, D)
-
-
-@parallel_kernel
-def expand_parallel(
-    rows: np.ndarray, policy: AffinePolicy, params: np.ndarray, weights: np.ndarray, stage: Program,
-    terminal: Program, D: Derivatives,
-) -> None:  # fmt: skip
-    """The same on all processors."""
-    lanes = D.steps.shape[0] * D.steps.shape[1]
-    for block in prange((lanes + LANES - 1) // LANES):
-        start = block * LANES
-        _expand(start, min(start + LANES, lanes), rows, policy, params, weights, stage, D)
-    _ends(rows, policy, params, weights, terminal, D)
+    for first in range(start, stop, LANES):
+        _expand(first, min(first + LANES, stop), rows, policy, params, weights, stage, D)
 
 
 @kernel
@@ -167,7 +137,6 @@ def _expand(
     start: int, stop: int, rows: np.ndarray, policy: AffinePolicy, params: np.ndarray, weights: np.ndarray,
     stage: Program, D: Derivatives,
 ) -> None:  # fmt: skip
-    """Steps `start` to `stop` of the (n H) there are."""
     L, (H, nu), nx = stop - start, policy.u.shape[1:], policy.x.shape[2]
     w = registers(stage, L)
     for j in range(L):
@@ -188,10 +157,11 @@ def _expand(
 
 
 @kernel
-def _ends(
+def expand_ends(
     rows: np.ndarray, policy: AffinePolicy, params: np.ndarray, weights: np.ndarray, terminal: Program,
     D: Derivatives,
 ) -> None:  # fmt: skip
+    """Fill `D.ends` by `terminal`: (x, weight, p) → a row of it."""
     n, H, nx = len(rows), policy.u.shape[1], policy.x.shape[2]
     w = registers(terminal, n)
     for i in range(n):

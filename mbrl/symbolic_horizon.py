@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.compiled import use_threads
+from mbrl.compiled import in_threads
 from mbrl.horizon import AffinePolicy, Derivatives, Rollout
-from mbrl.horizon_kernels import Loop, expand, expand_parallel, roll, roll_parallel
+from mbrl.horizon_kernels import Loop, expand, expand_ends, roll
 from mbrl.problem import Problem
 from mbrl.programs import Program, program
 from mbrl.quadratize import weights
@@ -31,16 +31,25 @@ class SymbolicHorizon:
     ) -> Rollout:
         (n, B), (H, nu) = (len(rows), len(alpha)), policy.u.shape[1:]
         result = Rollout(np.empty((n, B)), np.empty((n, B, H + 1, x0.shape[1])), np.empty((n, B, H, nu)))
-        fill = roll_parallel if use_threads(n * B * H) else roll
-        fill(rows, x0, policy, alpha, feedback, self._params(), _expressions(self.problem).loop, result)
+        loop, params = _expressions(self.problem).loop, self._params()
+
+        def part(start: int, stop: int) -> None:
+            roll(start, stop, rows, x0, policy, alpha, feedback, params, loop, result)
+
+        in_threads(part, n * B, steps=n * B * H)
         return result
 
     def expand(self, policy: AffinePolicy, rows: np.ndarray, *, exact: bool) -> Derivatives:
         n, H, functions = len(rows), policy.u.shape[1], _expressions(self.problem)
         stage, terminal = functions.stage_model[exact], functions.terminal_model[exact]
         D = Derivatives(np.empty((n, H, len(stage.outputs))), np.empty((n, len(terminal.outputs))))
-        fill = expand_parallel if use_threads(n * H) else expand
-        fill(rows, policy, self._params(), self._weights(policy.x, rows), stage, terminal, D)
+        params, weight = self._params(), self._weights(policy.x, rows)
+
+        def part(start: int, stop: int) -> None:
+            expand(start, stop, rows, policy, params, weight, stage, D)
+
+        in_threads(part, n * H, steps=n * H)
+        expand_ends(rows, policy, params, weight, terminal, D)
         return D
 
     def _params(self) -> np.ndarray:

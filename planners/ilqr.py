@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from mbrl.compiled import use_threads
+from mbrl.compiled import in_threads
 from mbrl.errors import ContractError, UnsupportedProblem, require
 from mbrl.horizon import AffinePolicy, Rollout, horizon_of
 from mbrl.problem import Box, Plan, Problem
@@ -292,9 +292,12 @@ class _Search:
         """One step of all rows that are not done."""
         planner, policy, progress, rows = self.planner, self.policy, self.progress, self.active
         D = self.horizon.expand(policy, rows, exact=planner.exact)
-        many = len(rows) > 1 and use_threads(len(rows) * policy.u.shape[1])
-        sweep = self.sweeps.backward_parallel if many else self.sweeps.backward
-        sweep(rows, D, policy, progress, planner.damp == "state", planner.tolerance)
+
+        def part(start: int, stop: int) -> None:
+            damp_state = planner.damp == "state"
+            self.sweeps.backward(start, stop, rows, D, policy, progress, damp_state, planner.tolerance)
+
+        in_threads(part, len(rows), steps=len(rows) * policy.u.shape[1])
         rows = rows[progress.status[rows] == self.sweeps.ONGOING]
         if len(rows):
             progress.iterations[rows] += 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
-from mbrl.compiled import kernel, parallel_kernel
+from mbrl.compiled import kernel
 from mbrl.horizon import AffinePolicy, Derivatives, Rollout
 from mbrl.planners.box_qp import box_qp, cholesky, solve
 
@@ -41,27 +40,18 @@ class Progress(NamedTuple):
 
 @kernel
 def backward(
-    rows: np.ndarray, D: Derivatives, policy: AffinePolicy, progress: Progress, damp_state: bool,
-    tolerance: float,
+    start: int, stop: int, rows: np.ndarray, D: Derivatives, policy: AffinePolicy, progress: Progress,
+    damp_state: bool, tolerance: float,
 ) -> None:  # fmt: skip
     """New k, K and expected gain of the problems `rows` (n,), whose derivatives D are, or an end of their search.
 
-    The damping λ is raised until every Quu is positive definite. λ is added to Quu, or to Vxx where `damp_state`.
+    Only of those at the places `start` to `stop` of `rows`. The damping λ is raised until every Quu is positive
+    definite. λ is added to Quu, or to Vxx where `damp_state`.
 
     Reference: Tassa et al. 2012, "Synthesis and stabilization of complex behaviors", equations 5 to 11; 2014,
         "Control-limited differential dynamic programming", section III.
     """
-    for i in range(len(rows)):
-        _gains(i, rows[i], D, policy, progress, damp_state, tolerance)
-
-
-@parallel_kernel
-def backward_parallel(
-    rows: np.ndarray, D: Derivatives, policy: AffinePolicy, progress: Progress, damp_state: bool,
-    tolerance: float,
-) -> None:  # fmt: skip
-    """`backward` on all processors."""
-    for i in prange(len(rows)):
+    for i in range(start, stop):
         _gains(i, rows[i], D, policy, progress, damp_state, tolerance)
 
 

@@ -26,6 +26,7 @@ from mbrl import (
 from mbrl.models import Ensemble, FitConfig, MeanDynamics, Trainer
 from mbrl.planners import CEM, DDP, FDDP, ILQR
 from mbrl.planners.ilqr import STATUS
+from mbrl.symbolic import Symbolic
 from tests.problems import DoubleIntegrator, Noisy, Quadratic, box, lq_problem, name, riccati, seeded
 
 BOTH = pytest.mark.parametrize("planner", [ILQR(), ILQR(damp="state"), DDP()], ids=["ilqr", "state", "ddp"])
@@ -192,6 +193,21 @@ def test_many_problems_have_ends_of_their_own(planner: ILQR) -> None:
         torch.testing.assert_close(together.actions[i : i + 1], alone.actions, atol=1e-7, rtol=1e-7)
         assert count(alone) == count(together)[i : i + 1]
     assert len(set(count(together))) > 1
+
+
+def test_threads_change_nothing() -> None:
+    """Forty problems, shared by two threads or not."""
+    problem = Problem(Symbolic(Swing()), Upright(), box(1, 30.0), 60)
+    x0 = 2 * torch.randn(40, 2, generator=seeded(), dtype=torch.float64)
+    before, plans = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            plans.append(solve(ILQR(iterations=5), problem, x0))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(plans[0].actions, plans[1].actions, rtol=0, atol=0)
+    torch.testing.assert_close(plans[0].cost, plans[1].cost, rtol=0, atol=0)
 
 
 def test_a_guess_leaves_the_saddle() -> None:

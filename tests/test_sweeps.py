@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import scipy.optimize
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mbrl.compiled import in_threads
 from mbrl.horizon import AffinePolicy, Derivatives
 from mbrl.planners import sweeps
 from mbrl.planners.box_qp import box_qp
@@ -59,8 +59,7 @@ def test_box_qp_with_a_pinned_number(pinned: float) -> None:
     assert free.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("backward", [sweeps.backward, sweeps.backward_parallel])
-def test_backward_sweep_is_the_riccati_recursion(backward: Any) -> None:
+def test_backward_sweep_is_the_riccati_recursion() -> None:
     """A long horizon reaches the gains of scipy's solution of the algebraic equation, for all problems at once."""
     M, H, n, m = 3, 400, 2, 1
     F = np.array([[1, 0.1, 0.005], [0, 1, 0.1]])
@@ -82,8 +81,30 @@ def test_backward_sweep_is_the_riccati_recursion(backward: Any) -> None:
     progress = sweeps.Progress(
         np.ones(M), zeros(M), np.ones(M), whole.copy(), whole.copy(), zeros(M), zeros((M, 2)), zeros(M)
     )
-    backward(np.array([0, 2]), D, policy, progress, False, 1e-9)
+    sweeps.backward(0, 2, np.array([0, 2]), D, policy, progress, False, 1e-9)
     gains = np.array([[-0.9170745631, -1.6355961850]])
     np.testing.assert_allclose(policy.K[[0, 2], 0], [gains, gains], atol=1e-9)
     assert (policy.K[1] == 0).all()  # which was not asked for
     assert progress.status.tolist() == [sweeps.CONVERGED, sweeps.ONGOING, sweeps.CONVERGED]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_parts_in_threads_are_the_whole(threads: int) -> None:
+    before, done = torch.get_num_threads(), np.zeros(7, dtype=int)
+
+    def part(start: int, stop: int) -> None:
+        done[start:stop] += 1
+
+    def fails(start: int, stop: int) -> None:
+        raise ValueError("a part")
+
+    torch.set_num_threads(threads)
+    try:
+        in_threads(part, 7, steps=10_000)
+        in_threads(part, 7, steps=10)  # too little to share
+        in_threads(part, 0, steps=10_000)
+        assert (done == 2).all()
+        with pytest.raises(ValueError, match="a part"):
+            in_threads(fails, 7, steps=10_000)
+    finally:
+        torch.set_num_threads(before)
