@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from mbrl.envs import WORLDS
-from mbrl.experiments.benchmarks import exploration, returns
+from mbrl.experiments.benchmarks import exploration, ilqr_mpc, returns
 from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
 from mbrl.experiments.benchmarks.robustness import ARMS
@@ -293,6 +293,73 @@ def jacobians() -> str:
     return table(head, rows)
 
 
+def ilqr_on_robots() -> str:
+    names = {"ilqr": "iLQR", "icem": "iCEM", "icem-own": "iCEM, reward", "polish": "iCEM refined by iLQR"}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in ilqr_mpc.summarise(RESULTS / "ilqr_mpc"):
+        found.setdefault(row["env"], {})[row["planner"]] = row
+    rows, words = [], []
+    for env, mine in found.items():
+        best = max(mine, key=lambda name: mine[name]["mean"])
+        for name in filter(mine.__contains__, names):
+            row = mine[name]
+            rows.append(
+                (
+                    env,
+                    f"{row['wanted_steps']}",
+                    names[name],
+                    _cell(row, name == best),
+                    f"{row['fell']} of {row['seeds']}",
+                    f"{row['horizon']}",
+                    f"{row['cpu_ms']:.0f}",
+                )
+            )
+        if {"ilqr", "icem"} <= mine.keys():
+            rivals = [mine[name] for name in ("icem", "icem-own") if name in mine]
+            rival = max(rivals, key=lambda row: row["mean"])
+            sure = min(mine["ilqr"]["returns"]) > max(rival["returns"])
+            lost = max(mine["ilqr"]["returns"]) < min(rival["returns"])
+            verdict = (
+                "better on every seed" if sure else "worse on every seed" if lost else "not clearly apart"
+            )
+            words.append(f"{env}: iLQR against the better iCEM, {verdict}.")
+    if not rows:
+        return ""
+    load = statistics.median(row["load"] for mine in found.values() for row in mine.values())
+    head = (
+        "environment",
+        "planner",
+        "return",
+        "fell",
+        "horizon",
+        "plan, ms of processor time",
+    )
+    note = f"Processor times are means on a busy machine (load {load:.0f} on 2 cores), and so upper limits."
+    return table(head, rows) + "\n\n" + " ".join((*words, note))
+
+
+def pushed_go2() -> str:
+    results = load("pushed_go2/*.json")
+    rows = (
+        (
+            "iLQR" if row["arm"] == "ilqr" else "hold the stance (no planner)",
+            str(row["seed"]),
+            "yes" if row["stood"] else f"no, fell after {row['seconds']:.1f} s",
+            f"{row['height']['least']:.3f} of {row['height']['wanted']:.3f}",
+            f"{row['height']['end']:.3f}" if row["stood"] else "–",
+            f"{row['tilt_degrees']['most']:.0f}°",
+            f"{row['tilt_degrees']['end']:.1f}°" if row["stood"] else "–",
+            "–" if row["cpu_ms"] is None else f"{row['cpu_ms']:.0f}",
+        )
+        for row in sorted(results, key=lambda row: (row["arm"], row["seed"]))
+    )
+    head = (
+        *("controlled by", "seed", "stood 10 s", "least height, m", "height at the end", "most tilt"),
+        *("tilt at the end", "plan, ms of processor time"),
+    )
+    return table(head, rows) if results else ""
+
+
 def trap() -> str:
     result = next(iter(load("trap.json")), None)
     if result is None:
@@ -463,6 +530,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "likelihood": likelihood,
     "swing-up": swing_up,
     "jacobians": jacobians,
+    "ilqr-mpc": ilqr_on_robots,
+    "pushed-go2": pushed_go2,
     "trap": trap,
     "exploration": explorers,
     "robots": robots,
