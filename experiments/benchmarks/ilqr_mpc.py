@@ -128,7 +128,9 @@ class Case:
         found: dict[str, Planner[Any]] = {
             "ilqr": self.ilqr,
             "icem": sized(self.icem, "icem"),
-            "polish": Polish(planner=sized(self.icem, "polish"), by=self.refine),
+            "polish": Polish(
+                planner=dataclasses.replace(sized(self.icem, "polish"), iterations=2), by=self.refine
+            ),
         }
         if self.own_horizon is not None:
             found["icem-own"] = sized(ICEM(), "icem-own")
@@ -137,8 +139,8 @@ class Case:
 
 CASES = {
     "HalfCheetah-v5": Case(
-        horizon=30,
-        ilqr=ILQR(iterations=2, damp="state", line_search=6),
+        horizon=25,
+        ilqr=ILQR(iterations=3, damp="state", line_search=6),
         refine=ILQR(iterations=1, damp="state", line_search=6),
         icem=ICEM(beta=BETAS["HalfCheetah-v5"]),
         every=3,

@@ -3,7 +3,8 @@
     python -m mbrl.experiments.benchmarks.pushed_go2           # runs what is missing, then prints the table
 
 One JSON file per arm and seed; what is there is not run again. "hold" keeps the targets of the stance, the baseline to
-beat. Planning runs on the world's cheaper model with smooth contacts, the episode on the plant.
+beat. Planning runs on the world's cheaper model with smooth contacts ("ilqr") or with the contacts that it has ("stiff"),
+the episode on the plant.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mbrl.mpc import MPC
 from mbrl.planners import ILQR
 from mbrl.problem import Plan
 
-ARMS = ("hold", "ilqr")
+ARMS = ("hold", "ilqr", "stiff")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Config:
 
 def episode(arm: str, seed: int, config: Config) -> dict[str, Any]:
     """What happened in one episode of 10 s."""
-    world = make_world("go2-stand").smoothed()
+    world = make_world("go2-stand")
+    world = world if arm == "stiff" else world.smoothed()
     task: Any = world.task
     simulator = world.dynamics(threads=config.threads, model=world.planning_model)
     dynamics = FiniteDifference(simulator, world.actions, every=config.every)
@@ -108,7 +110,7 @@ def episode(arm: str, seed: int, config: Config) -> dict[str, Any]:
         "correction": {"median": statistics.median(corrections), "most": max(corrections)}
         if corrections
         else None,
-        "planner": dataclasses.asdict(planner) if arm == "ilqr" else None,
+        "planner": dataclasses.asdict(planner) if arm != "hold" else None,
         "planning_timestep": float(simulator.model.opt.timestep),
         "plant_timestep": float(world.model.opt.timestep),
         "push": env.get_wrapper_attr("speed"),

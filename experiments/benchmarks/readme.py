@@ -339,10 +339,15 @@ def ilqr_on_robots() -> str:
 
 
 def pushed_go2() -> str:
+    arms = {
+        "hold": "hold the stance (no planner)",
+        "ilqr": "iLQR",
+        "stiff": "iLQR, without smooth contacts",
+    }
     results = load("pushed_go2/*.json")
     rows = (
         (
-            "iLQR" if row["arm"] == "ilqr" else "hold the stance (no planner)",
+            arms[row["arm"]],
             str(row["seed"]),
             "yes" if row["stood"] else f"no, fell after {row['seconds']:.1f} s",
             f"{row['height']['least']:.3f} of {row['height']['wanted']:.3f}",
