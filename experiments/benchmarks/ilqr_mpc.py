@@ -87,6 +87,7 @@ class Case:
         ilqr: the planner whose processor time the others get.
         refine: what refines iCEM's winner.
         icem: its population is calibrated.
+        search: iterations of the iCEM that is refined.
         every: derivatives at every n-th step.
         euler: plan on the Euler integrator, a quarter of the cost of the plant's RK4.
         smooth: plan with smooth contacts.
@@ -99,6 +100,7 @@ class Case:
     ilqr: ILQR
     refine: ILQR
     icem: ICEM
+    search: int = 2
     every: int = 1
     euler: bool = False
     smooth: bool = False
@@ -129,7 +131,8 @@ class Case:
             "ilqr": self.ilqr,
             "icem": sized(self.icem, "icem"),
             "polish": Polish(
-                planner=dataclasses.replace(sized(self.icem, "polish"), iterations=2), by=self.refine
+                planner=dataclasses.replace(sized(self.icem, "polish"), iterations=self.search),
+                by=self.refine,
             ),
         }
         if self.own_horizon is not None:
@@ -161,6 +164,7 @@ CASES = {
         ilqr=ILQR(iterations=2, line_search=4),
         refine=ILQR(iterations=1, line_search=4),
         icem=ICEM(),
+        search=3,
         every=2,
         euler=True,
         own_horizon=HORIZONS["InvertedDoublePendulum-v5"],

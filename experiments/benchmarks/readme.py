@@ -342,6 +342,7 @@ def pushed_go2() -> str:
     arms = {
         "hold": "hold the stance (no planner)",
         "ilqr": "iLQR",
+        "every-step": "iLQR, planned at every step",
         "stiff": "iLQR, without smooth contacts",
     }
     results = load("pushed_go2/*.json")
@@ -356,7 +357,7 @@ def pushed_go2() -> str:
             f"{row['tilt_degrees']['end']:.1f}°" if row["stood"] else "–",
             "–" if row["cpu_ms"] is None else f"{row['cpu_ms']:.0f}",
         )
-        for row in sorted(results, key=lambda row: (row["arm"], row["seed"]))
+        for row in sorted(results, key=lambda row: (list(arms).index(row["arm"]), row["seed"]))
     )
     head = (
         *("controlled by", "seed", "stood 10 s", "least height, m", "height at the end", "most tilt"),
