@@ -294,7 +294,13 @@ def jacobians() -> str:
 
 
 def ilqr_on_robots() -> str:
-    names = {"ilqr": "iLQR", "icem": "iCEM", "icem-own": "iCEM, reward", "polish": "iCEM refined by iLQR"}
+    names = {
+        "ilqr": "iLQR",
+        "ilqr-on": "iLQR, plans go on after a fall",
+        "icem": "iCEM",
+        "icem-own": "iCEM, reward",
+        "polish": "iCEM refined by iLQR",
+    }
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in ilqr_mpc.summarise(RESULTS / "ilqr_mpc"):
         found.setdefault(row["env"], {})[row["planner"]] = row
