@@ -50,9 +50,9 @@ def test_hoppers_cost_slopes_where_its_reward_does_not() -> None:
 @pytest.mark.parametrize(
     ("ilqr", "own", "said"),
     [
-        ((9.0, 8.0), (7.0, 6.0), "better on every seed"),
-        ((3.0, 2.0), (7.0, 6.0), "worse on every seed"),
-        ((9.0, 2.0), (7.0, 6.0), "not clearly apart"),
+        ((9.0, 8.0), (7.0, 6.0), "better on 2 of 2 seeds"),
+        ((3.0, 2.0), (7.0, 6.0), "better on 0 of 2 seeds"),
+        ((9.0, 2.0), (7.0, 6.0), "better on 1 of 2 seeds"),
     ],
 )
 def test_the_table_compares_with_the_better_icem(
@@ -70,5 +70,7 @@ def test_the_table_compares_with_the_better_icem(
             write(tmp_path / "ilqr_mpc" / "Hopper-v5" / f"{planner}-{seed}.json", result)
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     text = readme.ilqr_on_robots()
-    assert f"Hopper-v5: iLQR against the better iCEM, {said}." in text
+    assert f"Hopper-v5: iLQR against the iCEM of the higher mean, {said}." in text
+    head, rule = text.splitlines()[:2]
+    assert head.count("|") == rule.count("|") == text.splitlines()[2].count("|")
     assert text.count("**") == 2 and "| iCEM, reward |" in text

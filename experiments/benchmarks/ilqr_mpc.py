@@ -317,7 +317,7 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
                 "env": env,
                 "planner": planner,
                 "seeds": len(results),
-                "returns": returns,
+                "returns": {result["seed"]: result["return"] for result in results},
                 "mean": statistics.mean(returns),
                 "low": low,
                 "high": high,

@@ -323,17 +323,16 @@ def ilqr_on_robots() -> str:
         if {"ilqr", "icem"} <= mine.keys():
             rivals = [mine[name] for name in ("icem", "icem-own") if name in mine]
             rival = max(rivals, key=lambda row: row["mean"])
-            sure = min(mine["ilqr"]["returns"]) > max(rival["returns"])
-            lost = max(mine["ilqr"]["returns"]) < min(rival["returns"])
-            verdict = (
-                "better on every seed" if sure else "worse on every seed" if lost else "not clearly apart"
-            )
-            words.append(f"{env}: iLQR against the better iCEM, {verdict}.")
+            pairs = [(mine["ilqr"]["returns"][seed], rival["returns"][seed]) for seed in rival["returns"]]
+            won = sum(ours > theirs for ours, theirs in pairs)
+            verdict = f"better on {won} of {len(pairs)} seeds"
+            words.append(f"{env}: iLQR against the iCEM of the higher mean, {verdict}.")
     if not rows:
         return ""
     load = statistics.median(row["load"] for mine in found.values() for row in mine.values())
     head = (
         "environment",
+        "steps",
         "planner",
         "return",
         "fell",
