@@ -4,6 +4,7 @@ from mbrl.envs.layout import Layout
 from mbrl.envs.mjcf import MjcfEnv, load_mjcf, mjcf_world
 from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, read_state, scaled_model, write_state
 from mbrl.envs.pendulum import Pendulum
+from mbrl.envs.smooth import smooth_contacts
 from mbrl.envs.world import WithState, World, gym_world
 from mbrl.envs.worlds import WORLDS, make_training_world, make_world
 
@@ -23,5 +24,6 @@ __all__ = [
     "mjcf_world",
     "read_state",
     "scaled_model",
+    "smooth_contacts",
     "write_state",
 ]

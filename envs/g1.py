@@ -20,6 +20,7 @@ from torch import Tensor
 from mbrl.envs.assets_path import menagerie
 from mbrl.envs.layout import Layout
 from mbrl.envs.mjcf import load_mjcf, mjcf_world
+from mbrl.envs.pushes import Pushes
 from mbrl.envs.world import World
 from mbrl.problem import Box
 
@@ -134,40 +135,6 @@ class G1Stand:
 
     def _up(self, y: Tensor) -> Tensor:
         return y[..., self.layout["site_xmat/imu_in_torso"]][..., 8]
-
-
-class Pushes(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Three sideways pushes per episode: sudden changes of the whole body's velocity that no model foresees.
-
-    They come about 2, 5 and 8 s after the start, from left or right within `spread` of sideways; the seed of
-    `reset` decides.
-
-    Attributes:
-        speed: of the change, m/s.
-        spread: rad.
-    """
-
-    def __init__(self, env: gymnasium.Env[Any, Any], *, speed: float, spread: float):
-        super().__init__(env)
-        self.speed, self.spread = speed, spread
-        self._schedule: dict[int, np.ndarray] = {}
-        self._step = 0
-
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(**options)
-        rng, dt = self.unwrapped.np_random, self.unwrapped.dt  # type: ignore[attr-defined]
-        self._schedule, self._step = {}, 0
-        for start in (2.0, 5.0, 8.0):
-            angle = rng.choice((-1, 1)) * math.pi / 2 + rng.uniform(-self.spread, self.spread)
-            step = round((start + rng.uniform(-0.5, 0.5)) / dt)
-            self._schedule[step] = self.speed * np.array([math.cos(angle), math.sin(angle)])
-        return obs, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        if self._step in self._schedule:
-            self.unwrapped.data.qvel[:2] += self._schedule[self._step]  # type: ignore[attr-defined]
-        self._step += 1
-        return self.env.step(action)
 
 
 def g1_stand(*, push: float = 0.5, spread: float = math.pi / 6) -> World:

@@ -1,7 +1,7 @@
-"""Tasks for legged robots: walk at a commanded velocity, stand up.
+"""Tasks for legged robots: walk at a commanded velocity, stand up, keep standing.
 
-Both read a robot whose first joint is free and whose actuators are position targets of the other
-joints, one each, in their order. Rewards lie in (0, 1], so an early end can never pay.
+All read a robot whose first joint is free and whose actuators are position targets of the other
+joints, one each, in their order. Rewards of `Walk` and `StandUp` lie in (0, 1], so an early end can never pay.
 """
 
 from __future__ import annotations
@@ -149,3 +149,61 @@ class StandUp:
 
     def terminated(self, y_next: Tensor) -> Tensor:
         return torch.zeros(y_next.shape[:-1], dtype=torch.bool, device=y_next.device)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Keep standing; ends where the robot has fallen.
+
+    reward = 1 − Σ (error / scale)²,   and −fall at the step at which the robot falls.
+
+    A sum of squares, for planners that follow gradients: it still slopes where a body has nearly fallen. What is held
+    over the feet is the capture point, where a step would have to land to stop the body.
+
+    Attributes:
+        layout: holds "qpos", "qvel" and each of `feet`.
+        home: (nj,), joint angles of the standing pose, rad.
+        feet: names of layout fields, world positions of the feet.
+        height: of the trunk when standing, m.
+        fall: cost of falling.
+
+    Reference: Pratt et al. 2006, "Capture point".
+    """
+
+    layout: Layout
+    home: Tensor
+    feet: tuple[str, ...]
+    height: float
+    fall: float = 200.0
+
+    height_scale: float = 0.1  # m
+    tilt_scale: float = 0.4  # distance of the body's z axis from the vertical
+    capture_scale: float = 0.1  # m from the capture point to the middle of the feet, horizontally
+    spin_scale: float = 4.0  # rad/s
+    speed_scale: float = 1.0  # m/s
+    pose_scale: float = 1.0  # rad from the standing pose
+    motion_scale: float = 20.0  # rad/s of the joints
+    effort_scale: float = 2.0  # rad between targets and joints, which is torque / kp
+
+    def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
+        q, v = y_next[..., self.layout["qpos"]], y_next[..., self.layout["qvel"]]
+        feet = torch.stack([y_next[..., self.layout[foot]] for foot in self.feet]).mean(0)
+        fall_time = math.sqrt(self.height / 9.81)  # s, of an inverted pendulum
+        capture = q[..., :2] + fall_time * v[..., :2] - feet[..., :2]
+        errors = (
+            (q[..., 2:3] - self.height, self.height_scale),
+            (body_z(q[..., 3:7]) - q.new_tensor([0.0, 0.0, 1.0]), self.tilt_scale),
+            (capture, self.capture_scale),
+            (v[..., :3], self.speed_scale),
+            (v[..., 3:6], self.spin_scale),
+            (q[..., 7:] - self.home, self.pose_scale),
+            (v[..., 6:], self.motion_scale),
+            (u - q[..., 7:], self.effort_scale),
+        )
+        cost = torch.stack([(e / scale).square().sum(-1) for e, scale in errors]).sum(0)
+        return 1.0 - cost - self.fall * self.terminated(y_next)
+
+    def terminated(self, y_next: Tensor) -> Tensor:
+        """Whether the trunk is low or tilted by more than 60°."""
+        q = y_next[..., self.layout["qpos"]]
+        return (body_z(q[..., 3:7])[..., 2] < 0.5) | (q[..., 2] < 0.5 * self.height)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
 from mbrl.envs.layout import Layout
-from mbrl.envs.legged import StandUp, Walk
+from mbrl.envs.legged import Balance, StandUp, Walk
 from mbrl.envs.mjcf import load_mjcf, mjcf_world
+from mbrl.envs.pushes import Pushes
 from mbrl.envs.world import World
 from mbrl.errors import MissingExtra
 
@@ -158,3 +161,34 @@ def go2_stand_up(*, lying: Literal["belly", "side"] = "side", **weights: Any) ->
         camera=_camera(model),
     )
     return dataclasses.replace(world, planning_model=_coarse(model, lambda body: True))
+
+
+def go2_stand(*, push: float = 1.5, spread: float = math.pi / 6, **weights: Any) -> World:
+    """Unitree's Go2 stands for 10 s under three sideways pushes; weights are fields of `Balance`.
+
+    Args:
+        push: sudden velocity change, m/s. At 1.5 a robot that merely holds its stance falls.
+        spread: largest angle between a push and straight sideways, rad.
+    """
+    model = go2_model(((-0.9, 0.9), (-0.5, 2.7), (-2.7, -0.9)))
+    feet = tuple(f"geom_xpos/{foot}" for foot in FEET)
+
+    def task(model: mujoco.MjModel, layout: Layout) -> Balance:
+        return Balance(layout, _joints(model), feet, height=float(model.key("home").qpos[2]), **weights)
+
+    world = mjcf_world(
+        "go2-stand",
+        model,
+        task,
+        ("qpos", "qvel", *feet),
+        frame_skip=_steps(model),
+        reset=_jitter,
+        max_steps=round(10.0 / CONTROL_STEP),
+        camera=_camera(model),
+    )
+    plain = world.build
+
+    def build(model: mujoco.MjModel, **options: Any) -> gymnasium.Env[Any, Any]:
+        return Pushes(plain(model, **options), speed=push, spread=spread)
+
+    return dataclasses.replace(world, planning_model=_coarse(model, lambda body: True), build=build)

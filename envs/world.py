@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mbrl.envs.layout import Layout
 from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, diverged, read_state
+from mbrl.envs.smooth import smooth_contacts
 from mbrl.errors import ContractError, UnknownName
 from mbrl.estimators import FullState
 from mbrl.features import Features
@@ -67,6 +68,11 @@ class World:
                 f"but has {model.opt.timestep:g} s."
             )
         return replace(self, model=model, planning_model=planning_model)
+
+    def smoothed(self) -> World:
+        """The same world, planned in with contacts that set in gradually; see `smooth_contacts`."""
+        model = self.model if self.planning_model is None else self.planning_model
+        return replace(self, planning_model=smooth_contacts(model))
 
     def observe(self, y: Tensor) -> Tensor:
         """The environment's observation (..., nobs) of y (..., ny)."""

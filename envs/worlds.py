@@ -11,7 +11,7 @@ from mbrl.envs.g1 import g1_stand
 from mbrl.envs.panda import panda_push, panda_reach
 from mbrl.envs.pendulum import Pendulum
 from mbrl.envs.pets import pets_cartpole, pets_halfcheetah, pets_pusher, pets_reacher3d
-from mbrl.envs.robots import go2_stand_up, go2_walk, pup_walk
+from mbrl.envs.robots import go2_stand, go2_stand_up, go2_walk, pup_walk
 from mbrl.envs.world import World, gym_world
 from mbrl.errors import UnknownName
 from mbrl.protocols import TrainingWorld
@@ -43,6 +43,7 @@ WORLDS: dict[str, Entry] = {
 }
 WORLDS |= {
     "g1-stand": Entry(g1_stand, "Unitree G1: stand while being pushed (29 actions)"),
+    "go2-stand": Entry(go2_stand, "Unitree Go2: stand while being pushed (12 actions)"),
     "go2-stand-up": Entry(go2_stand_up, "Unitree Go2: get up from lying on its side (12 actions)"),
     "go2-walk": Entry(go2_walk, "Unitree Go2: walk at a commanded velocity (12 actions)"),
     "panda-push": Entry(panda_push, "Franka Panda: push a cube to a goal (7 actions)"),

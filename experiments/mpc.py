@@ -79,6 +79,7 @@ class Config(Generic[P]):
         particles: of each candidate plan on a learned model.
         kappa: deviations of the return that a plan on a learned model is charged for.
         exact: plan with the plant itself where the world has a cheaper model to plan with.
+        smooth: plan with contacts that set in gradually, on a copy of the model; for planners that follow gradients.
         learned_task: plan by the reward and the end that the model has learned, not by the world's.
         horizon: steps to plan ahead.
         steps: control steps; the run ends earlier if the episode does.
@@ -97,6 +98,7 @@ class Config(Generic[P]):
     particles: int = 20
     kappa: float = 0.0
     exact: bool = False
+    smooth: bool = False
     learned_task: bool = False
     horizon: int = 30
     steps: int = 200
@@ -124,10 +126,14 @@ class Config(Generic[P]):
                 "A run needs steps ≥ 1, threads ≥ 0 and 0 ≤ seed < 2**63, but got "
                 f"{self.steps}, {self.threads} and {self.seed}."
             )
-        if self.exact and self.model is not None:
-            raise ContractError(
-                "exact plans with the plant and model with a learned model: give one of them."
-            )
+        simulators = {
+            "exact plans with the plant": self.exact,
+            "smooth with a smoothed copy of the simulator": self.smooth,
+            "model with a learned model": self.model is not None,
+        }
+        given = [what for what, wanted in simulators.items() if wanted]
+        if len(given) > 1:
+            raise ContractError(f"{', '.join(given)}: give one of them.")
         if self.particles < 1:
             raise ContractError(f"A run needs particles ≥ 1, but got {self.particles}.")
         learned = {
@@ -235,6 +241,7 @@ def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], 
     if config.model is None:
         # The simulator has the processors; torch's threads would wait in their way.
         torch.set_num_threads(1)
+        world = world.smoothed() if config.smooth else world
         exact = world.dynamics(threads=config.threads) if config.exact else None
         return world.problem(config.horizon, dynamics=exact, threads=config.threads), FullState()
     from mbrl.experiments.learned import learned_problem, load_model

@@ -122,6 +122,8 @@ def lead(recording: Recording, config: Any, planner: str) -> str:
     model, dynamics = recording.world.model, recording.problem.dynamics
     exact = config.exact or recording.world.planning_model is None
     where = "the true simulator" if exact else "a cheaper model of the plant"
+    if config.smooth:
+        where = f"a copy of {where} with smooth contacts"
     if config.model is not None:
         where = f"a learned model ({config.model})"
     return (

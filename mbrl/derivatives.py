@@ -146,15 +146,59 @@ class FiniteDifference(_Wrapped):
         dynamics: deterministic.
         actions: bounds of the actions, or None.
         eps: ε, the step in units of the tangent space and of the actions.
+        every: along a trajectory, differentiate at every n-th step and at the last one only, and interpolate fx, fu
+            and G linearly in between. States are then (..., H, nx), with time before the last axis, and k is (H,).
+
+    Raises:
+        ContractError: ε or `every` is too small; or, with `every` above 1, there is no axis of time.
 
     Reference: MuJoCo 4.0 documentation, mjd_transitionFD, whose ε = 1e-6 this is; unlike it, any integrator and a
-        whole control step of several physics steps.
+        whole control step of several physics steps. `every` is derivative_skip + 1 of MuJoCo MPC.
     """
 
     actions: Box | None = None
     eps: float = 1e-6
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _Wrapped.__post_init__(self)
+        if not (self.eps > 0 and self.every >= 1):
+            raise ContractError(
+                f"FiniteDifference needs eps > 0 and every ≥ 1, but got {self.eps} and {self.every}."
+            )
 
     def linearize(self, x: Tensor, u: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        if self.every == 1:
+            return self._linearized(x, u, k)
+        rows = np.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        if not rows or not isinstance(k, Tensor) or k.shape[-1:] != rows[-1:]:
+            steps = tuple(k.shape) if isinstance(k, Tensor) else k
+            raise ContractError(
+                "FiniteDifference with every > 1 needs a trajectory, x (..., H, nx), u (..., H, nu) and k (H,), but got "
+                f"x {tuple(x.shape)}, u {tuple(u.shape)} and k {steps}. For single states take every=1."
+            )
+        keys = self._keys(rows[-1])
+        x, u = x.expand(*rows, -1)[..., keys, :], u.expand(*rows, -1)[..., keys, :]
+        fx, fu = self._linearized(x, u, k[..., keys])
+        return _between(fx, keys), _between(fu, keys)
+
+    def linearize_output(self, x: Tensor) -> Tensor:
+        if self.every == 1:
+            return self._linearized_output(x)
+        if x.ndim < 2:
+            raise ContractError(
+                f"FiniteDifference with every > 1 needs a trajectory, x (..., H, nx), but got {tuple(x.shape)}. "
+                "For single states take every=1."
+            )
+        keys = self._keys(x.shape[-2])
+        return _between(self._linearized_output(x[..., keys, :]), keys)
+
+    def _keys(self, steps: int) -> Tensor:
+        """The steps to differentiate at: every n-th, and the last."""
+        keys = torch.arange(0, steps, self.every)
+        return keys if steps == 0 or keys[-1] == steps - 1 else torch.cat([keys, torch.tensor([steps - 1])])
+
+    def _linearized(self, x: Tensor, u: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
         x, u, rows = flat_rows(x, u)
         if isinstance(k, Tensor) and k.ndim > 0:
             k = k.expand(rows).reshape(-1, 1)
@@ -171,7 +215,7 @@ class FiniteDifference(_Wrapped):
         fu = (d[:, 2 * ndx : 2 * ndx + nu] - d[:, 2 * ndx + nu :]) / span[..., None].clamp(min=1e-300)
         return fx.mT.reshape(*rows, ndx, ndx), fu.mT.reshape(*rows, ndx, nu)
 
-    def linearize_output(self, x: Tensor) -> Tensor:
+    def _linearized_output(self, x: Tensor) -> Tensor:
         rows, x = x.shape[:-1], x.reshape(-1, self.nx)
         y = self.output(self.refreshed(self._moved(x)))
         G = (y[:, : self.ndx] - y[:, self.ndx :]) / (2 * self.eps)
@@ -188,6 +232,16 @@ class FiniteDifference(_Wrapped):
         d = self.eps * torch.eye(self.nu).to(u)
         high, low = u[:, None] + d, u[:, None] - d
         return (high, low) if self.actions is None else (self.actions.clip(high), self.actions.clip(low))
+
+
+def _between(values: Tensor, keys: Tensor) -> Tensor:
+    """Matrices (..., n, a, b) at the steps `keys` (n,), and linearly interpolated at those in between."""
+    if len(keys) < 2:
+        return values
+    steps = torch.arange(int(keys[-1]) + 1)
+    right = torch.searchsorted(keys, steps).clamp(min=1)
+    share = (steps - keys[right - 1]) / (keys[right] - keys[right - 1])
+    return torch.lerp(values[..., right - 1, :, :], values[..., right, :, :], share.to(values)[:, None, None])
 
 
 def flat_rows(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:

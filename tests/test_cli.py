@@ -106,6 +106,30 @@ def test_exact_plans_with_the_plant(tmp_path: Path) -> None:
         assert where in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_smooth_plans_with_smooth_contacts_and_acts_in_the_plant(tmp_path: Path) -> None:
+    """Before the Hopper lands both agree; the report says what was planned with."""
+    options = [
+        "mpc",
+        "--env",
+        "Hopper-v5",
+        "--planner",
+        "ilqr",
+        "--horizon",
+        "5",
+        "--steps",
+        "9",
+        "--no-video",
+    ]
+    errors = {}
+    for smooth in ([], ["--smooth"]):
+        out = tmp_path / f"run{len(smooth)}"
+        assert cli.main([*options, *smooth, "--out", str(out)]) == 0
+        errors[bool(smooth)] = [float(row["state_error"]) for row in rows(out)[1:]]
+        said = "a copy of the true simulator with smooth contacts" in (out / "report.html").read_text("utf-8")
+        assert said == bool(smooth)
+    assert max(errors[False]) == 0 < max(errors[True])
+
+
 def test_a_seed_gives_the_same_run(tmp_path: Path) -> None:
     returns = []
     for n in range(2):
@@ -154,6 +178,8 @@ def test_a_deadline_that_one_iteration_misses_is_told(tmp_path: Path) -> None:
         (["mpc", "--steps", "0"], "steps ≥ 1"),
         (["mpc", "--replan-every", "40"], "replan_every"),
         (["mpc", "--exact", "--model", "runs/model"], "give one of them"),
+        (["mpc", "--smooth", "--exact"], "give one of them"),
+        (["mpc", "--smooth", "--model", "runs/model"], "give one of them"),
         (["mpc", "--budget-ms", "inf"], "finite budget_ms > 0"),
         (["mpc", "--budget-ms", "nan"], "finite budget_ms > 0"),
         (["mpc", "--budget-ms", "0"], "finite budget_ms > 0"),

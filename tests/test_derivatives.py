@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mbrl import Autodiff, Box, ContractError, FiniteDifference, check_dynamics, quaternions
-from mbrl.envs import Layout, MujocoDynamics, World, gym_world
+from mbrl.envs import Layout, MujocoDynamics, World, gym_world, smooth_contacts
+from mbrl.rollout import rollout
 from tests.problems import DoubleIntegrator, Noisy, seeded
 
 TUMBLER = """
@@ -223,3 +224,131 @@ def test_what_cannot_be_differentiated_is_refused() -> None:
         Autodiff(Noisy())  # type: ignore[arg-type]
     box = Box(-torch.ones(1), torch.ones(1))
     assert FiniteDifference(DoubleIntegrator(), box).ndx == 2
+
+
+BALL = """
+<mujoco>
+  <option timestep=".005"/>
+  <worldbody>
+    <geom type="plane" size="1 1 .1"/>
+    <body pos="0 0 .1"><joint name="z" type="slide" axis="0 0 1" range="-1 .5"/><geom size=".1" mass="1"/></body>
+  </worldbody>
+  <actuator><motor joint="z"/></actuator>
+</mujoco>
+"""
+
+
+def ball(*, smooth: bool) -> tuple[MujocoDynamics, Tensor]:
+    """A ball of 10 cm that comes down at 1 m/s, at the height where it touches the floor."""
+    model = mujoco.MjModel.from_xml_string(BALL)
+    model = smooth_contacts(model) if smooth else model
+    dynamics = MujocoDynamics(model, Layout(model, ("qpos", "qvel")), threads=1)
+    x = torch.zeros(1, dynamics.nx, dtype=torch.float64)
+    x[0, 2] = -1.0  # after the time and the height
+    return dynamics, x
+
+
+def test_smooth_contacts_have_a_slope_at_touch_down() -> None:
+    """dv'/dz at ε = 1e-6 is the jump of the velocity over ε, unless the contact begins at (nearly) no force."""
+    slopes, jumps = {}, {}
+    for smooth in (False, True):
+        dynamics, x = ball(smooth=smooth)
+        u = torch.zeros(1, 1, dtype=torch.float64)
+        slopes[smooth] = float(FiniteDifference(dynamics).linearize(x, u, 0)[0][0, 1, 0])
+        touching = x.clone()
+        touching[0, 1] = -1e-12
+        jumps[smooth] = float(dynamics.step(touching, u)[0, 2] - dynamics.step(x, u)[0, 2])
+    assert slopes[False] < -1e5 and -100 < slopes[True] < -10
+    assert jumps[False] > 0.5 and jumps[True] < 1e-4  # m/s
+
+
+def test_smooth_contacts_still_hold() -> None:
+    """The ball comes to rest on the floor, a little deeper; the model given is left as it was."""
+    depths = {}
+    for smooth in (False, True):
+        dynamics, x = ball(smooth=smooth)
+        for _ in range(400):
+            x = dynamics.step(x, x.new_zeros(1, 1))
+        assert abs(float(x[0, 2])) < 1e-3
+        depths[smooth] = -float(x[0, 1])
+    assert depths[False] < depths[True] < 2e-3  # m
+    model = mujoco.MjModel.from_xml_string(BALL)
+    smooth_contacts(model)
+    assert (model.geom_solimp[:, 0] == 0.9).all() and (model.jnt_solimp[:, 0] == 0.9).all()
+
+
+def test_smooth_limits_of_joints_have_a_slope() -> None:
+    for smooth, bound in ((False, (1e5, 1e7)), (True, (0.0, 100.0))):
+        dynamics, x = ball(smooth=smooth)
+        x[0, 1], x[0, 2] = 0.5, 1.0  # at the upper end of its rail, and upwards
+        fx, _ = FiniteDifference(dynamics).linearize(x, x.new_zeros(1, 1), 0)
+        assert bound[0] <= -float(fx[0, 1, 0]) <= bound[1]
+
+
+class Counted:
+    """Dynamics that count the states they step."""
+
+    def __init__(self, dynamics: MujocoDynamics):
+        self.dynamics, self.unrounded, self.rows = dynamics, self, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.dynamics, name)
+
+    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
+        self.rows += x.expand(*u.shape[:-1], -1)[..., 0].numel()
+        return self.dynamics.step(x, u)
+
+
+def test_derivatives_between_key_frames_are_interpolated() -> None:
+    """Two trajectories of a tumbling body: exact at every n-th step and the last, near in between, at less work."""
+    plant = Counted(tumbler())
+    H = 24
+    u = torch.randn(2, 1, 2, generator=seeded(2), dtype=torch.float64).expand(2, H, 2) * 0.1
+    x = rollout(tumbler(), random_states(tumbler(), 2), u)
+    steps, rows, found = torch.arange(H), {}, {}
+    for every in (1, 5, 100):
+        dynamics = FiniteDifference(plant, every=every)  # type: ignore[arg-type]
+        plant.rows = 0
+        fx, fu = dynamics.linearize(x[:, :-1], u, steps)
+        rows[every], found[every] = plant.rows, (fx, fu, dynamics.linearize_output(x))
+    assert [rows[n] / rows[1] for n in (1, 5, 100)] == [1.0, 6 / H, 2 / H]  # steps 0, 5, …, 20 and 23
+    for dense, sparse in zip(found[1], found[5], strict=True):
+        last = dense.shape[1] - 1
+        assert sparse.shape == dense.shape
+        assert torch.equal(sparse[:, [0, 5, 10, 15, 20, last]], dense[:, [0, 5, 10, 15, 20, last]])
+        change = (dense - dense[:, :1]).abs().amax()
+        assert 0 < (sparse - dense).abs().amax() < 0.1 * change
+    for dense, ends in zip(found[1], found[100], strict=True):
+        middle = torch.lerp(dense[:, 0], dense[:, -1], 7 / (dense.shape[1] - 1))
+        torch.testing.assert_close(ends[:, 7], middle)
+
+
+def test_key_frames_take_the_parameters_of_their_own_step() -> None:
+    """x' = x₀ + x₁² + k moves with k only where it is looked at: derivatives of a linear dependence are exact."""
+    x, u, k = torch.zeros(9, 2).double(), torch.linspace(0, 0.8, 9).double()[:, None], torch.arange(9)
+    x[:, 0] = 1.0
+    dense, sparse = FiniteDifference(Bent()), FiniteDifference(Bent(), every=4)
+    for want, got in zip(dense.linearize(x, u, k), sparse.linearize(x, u, k), strict=True):
+        assert torch.equal(want[::4], got[::4])
+        torch.testing.assert_close(want, got, atol=0.03, rtol=0)
+    one = dense.linearize(x[:1], u[:1], k[:1]), sparse.linearize(x[:1], u[:1], k[:1])
+    assert all(torch.equal(want, got) for want, got in zip(*one, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "k"),
+    [
+        (torch.zeros(2), torch.arange(1)),
+        (torch.zeros(5, 2), 0),
+        (torch.zeros(5, 2), torch.tensor(0)),
+        (torch.zeros(5, 2), torch.arange(4)),
+    ],
+)
+def test_key_frames_need_a_trajectory(x: Tensor, k: int | Tensor) -> None:
+    dynamics = FiniteDifference(Bent(), every=3)
+    with pytest.raises(ContractError, match=r"needs a trajectory.*take every=1"):
+        dynamics.linearize(x.double(), torch.zeros(*x.shape[:-1], 1).double(), k)
+    with pytest.raises(ContractError, match=r"needs a trajectory"):
+        dynamics.linearize_output(torch.zeros(2).double())
+    with pytest.raises(ContractError, match="every ≥ 1"):
+        FiniteDifference(Bent(), every=0)

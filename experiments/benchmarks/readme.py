@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from mbrl.envs import WORLDS
-from mbrl.experiments.benchmarks import exploration, returns
+from mbrl.experiments.benchmarks import exploration, ilqr_mpc, returns
 from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
 from mbrl.experiments.benchmarks.robustness import ARMS
@@ -293,6 +293,84 @@ def jacobians() -> str:
     return table(head, rows)
 
 
+def ilqr_on_robots() -> str:
+    names = {
+        "ilqr": "iLQR",
+        "ilqr-on": "iLQR, plans go on after a fall",
+        "icem": "iCEM",
+        "icem-own": "iCEM, reward",
+        "polish": "iCEM refined by iLQR",
+    }
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in ilqr_mpc.summarise(RESULTS / "ilqr_mpc"):
+        found.setdefault(row["env"], {})[row["planner"]] = row
+    rows, words = [], []
+    for env, mine in found.items():
+        best = max(mine, key=lambda name: mine[name]["mean"])
+        for name in filter(mine.__contains__, names):
+            row = mine[name]
+            rows.append(
+                (
+                    env,
+                    f"{row['wanted_steps']}",
+                    names[name],
+                    _cell(row, name == best),
+                    f"{row['fell']} of {row['seeds']}",
+                    f"{row['horizon']}",
+                    f"{row['cpu_ms']:.0f}",
+                )
+            )
+        if {"ilqr", "icem"} <= mine.keys():
+            rivals = [mine[name] for name in ("icem", "icem-own") if name in mine]
+            rival = max(rivals, key=lambda row: row["mean"])
+            pairs = [(mine["ilqr"]["returns"][seed], rival["returns"][seed]) for seed in rival["returns"]]
+            won = sum(ours > theirs for ours, theirs in pairs)
+            verdict = f"better on {won} of {len(pairs)} seeds"
+            words.append(f"{env}: iLQR against the iCEM of the higher mean, {verdict}.")
+    if not rows:
+        return ""
+    load = statistics.median(row["load"] for mine in found.values() for row in mine.values())
+    head = (
+        "environment",
+        "steps",
+        "planner",
+        "return",
+        "fell",
+        "horizon",
+        "plan, ms of processor time",
+    )
+    note = f"Processor times are means on a busy machine (load {load:.0f} on 2 cores), and so upper limits."
+    return table(head, rows) + "\n\n" + " ".join((*words, note))
+
+
+def pushed_go2() -> str:
+    arms = {
+        "hold": "hold the stance (no planner)",
+        "ilqr": "iLQR",
+        "every-step": "iLQR, planned at every step",
+        "stiff": "iLQR, without smooth contacts",
+    }
+    results = load("pushed_go2/*.json")
+    rows = (
+        (
+            arms[row["arm"]],
+            str(row["seed"]),
+            "yes" if row["stood"] else f"no, fell after {row['seconds']:.1f} s",
+            f"{row['height']['least']:.3f} of {row['height']['wanted']:.3f}",
+            f"{row['height']['end']:.3f}" if row["stood"] else "–",
+            f"{row['tilt_degrees']['most']:.0f}°",
+            f"{row['tilt_degrees']['end']:.1f}°" if row["stood"] else "–",
+            "–" if row["cpu_ms"] is None else f"{row['cpu_ms']:.0f}",
+        )
+        for row in sorted(results, key=lambda row: (list(arms).index(row["arm"]), row["seed"]))
+    )
+    head = (
+        *("controlled by", "seed", "stood 10 s", "least height, m", "height at the end", "most tilt"),
+        *("tilt at the end", "plan, ms of processor time"),
+    )
+    return table(head, rows) if results else ""
+
+
 def trap() -> str:
     result = next(iter(load("trap.json")), None)
     if result is None:
@@ -463,6 +541,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "likelihood": likelihood,
     "swing-up": swing_up,
     "jacobians": jacobians,
+    "ilqr-mpc": ilqr_on_robots,
+    "pushed-go2": pushed_go2,
     "trap": trap,
     "exploration": explorers,
     "robots": robots,
