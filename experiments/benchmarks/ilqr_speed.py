@@ -54,6 +54,7 @@ PLANNERS = {"iLQR": ILQR(), "DDP": DDP()}
 @dataclass(frozen=True)
 class Config:
     passes: int = 21
+    passes_many: int = 5
     threads: int = 2
     """Of many problems at once; a single one is solved on one."""
     seed: int = 0
@@ -229,33 +230,32 @@ def compare(name: str, problems: int, x0: Tensor, config: Config) -> dict[str, A
     setting = {"case": name, "starts": str(starts), "horizon": problem.horizon}
     setting["repeats"] = case.repeats if problems == 1 else 1
 
-    def peer(side: str, command: list[str], more: dict[str, Any], python: str = sys.executable) -> Peer:
-        told = json.dumps({**setting, **more, "controls": str(controls(side))})
-        return Peer([*command, told], python=python, threads=more["threads"])
+    def controls(side: str) -> str:
+        return str(FOLDER.resolve() / f"{side}.npy")
 
-    def controls(side: str) -> Path:
-        return FOLDER.resolve() / f"{side}.npy"
+    def peer(side: str, command: list[str], **more: Any) -> Peer:
+        told = json.dumps({**setting, **more, "controls": controls(side)})
+        return Peer([*command[1:], told], python=command[0], threads=more["threads"])
 
-    sides: dict[str, tuple[int, Callable[[str], Peer]]] = {}
+    sides: dict[str, dict[str, Any]] = {}
     for side in case.against:
         if side == "crocoddyl":
-            matrices = lq_matrices(problem) if name == "bounded LQ" else {}
-            script, python = [str(here.with_name("peer_crocoddyl.py"))], python_with("crocoddyl", CROCODDYL)
-            sides[side] = 1, lambda s, a=script, m=matrices, p=python: peer(s, a, {**m, "threads": 1}, p)
+            python, script = python_with("crocoddyl", CROCODDYL), here.with_name("peer_crocoddyl.py")
+            more = {"threads": 1, **(lq_matrices(problem) if name == "bounded LQ" else {})}
         else:
-            script, python = [str(here.with_name("peer_mpc_pytorch.py"))], python_with("mpc", MPC_PYTORCH)
-            more = {"method": side.split(", ")[1], "threads": threads}
-            sides[side] = threads, lambda s, a=script, m=more, p=python: peer(s, a, m, p)
-    module = ["-m", "mbrl.experiments.benchmarks.ilqr_speed", "--serve"]
+            python, script = python_with("mpc", MPC_PYTORCH), here.with_name("peer_mpc_pytorch.py")
+            more = {"threads": threads, "method": side.split(", ")[1]}
+        sides[side] = {"command": [python, str(script)], **more}
+    module = [sys.executable, "-m", "mbrl.experiments.benchmarks.ilqr_speed", "--serve"]
     for planner in case.sides:
         for n in sorted({1, threads}):
-            more = {"planner": planner, "threads": n}
-            sides[f"ours, {planner}" + f", {n} threads" * (n > 1)] = n, lambda s, m=more: peer(s, module, m)
+            label = f"ours, {planner}" + f", {n} threads" * (n > 1)
+            sides[label] = {"command": module, "planner": planner, "threads": n}
 
     seen: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with ExitStack() as stack:
-        running = {side: stack.enter_context(start(side)) for side, (_, start) in sides.items()}
-        for i in range(config.passes + 1):
+        running = {side: stack.enter_context(peer(side, **how)) for side, how in sides.items()}
+        for i in range((config.passes if problems == 1 else config.passes_many) + 1):
             for side, each in running.items():
                 result = each.run()
                 if i > 0:
@@ -271,7 +271,7 @@ def compare(name: str, problems: int, x0: Tensor, config: Config) -> dict[str, A
         "wanted": case.wanted[problems > 1],
         "sides": {
             side: {
-                "threads": sides[side][0],
+                "threads": sides[side]["threads"],
                 "seconds": [r["seconds"] for r in seen[side]],
                 "median_s": medians[side],
                 "times_faster": medians[fastest] / medians[side],
@@ -340,7 +340,12 @@ def main(config: Config) -> None:
             cases.append(result)
             for side, row in result["sides"].items():
                 table.add_row(name, str(problems), side, *cells(row, problems))
-    settings = {"passes": config.passes, "threads": config.threads, "seed": config.seed}
+    settings = {
+        "passes": config.passes,
+        "passes_many": config.passes_many,
+        "threads": config.threads,
+        "seed": config.seed,
+    }
     write(config.out, {"cases": cases, "config": settings, "machine": machine()})
     Console(width=190).print(table)
 

@@ -25,7 +25,9 @@ class Analytic(PendulumDx):
         c, s, rate = x.unbind(-1)
         faster = rate + self.dt * (1.5 * g / l * s + 3 * u[:, 0] / (m * l**2))
         angle = torch.atan2(s, c) + self.dt * faster
-        by_rate = torch.stack([torch.zeros_like(c), 1.5 * self.dt * g / l * torch.ones_like(c), torch.ones_like(c)], -1)
+        by_rate = torch.stack(
+            [torch.zeros_like(c), 1.5 * self.dt * g / l * torch.ones_like(c), torch.ones_like(c)], -1
+        )
         by_angle = torch.stack([-s, c, torch.zeros_like(c)], -1) / (c**2 + s**2)[:, None] + self.dt * by_rate
         R = torch.stack([-angle.sin()[:, None] * by_angle, angle.cos()[:, None] * by_angle, by_rate], 1)
         push = 3 * self.dt / (m * l**2)
