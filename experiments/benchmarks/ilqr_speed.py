@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mbrl.derivatives import Autodiff
 from mbrl.envs.systems import Discretized, DoubleIntegrator, Unicycle
 from mbrl.experiments.benchmarks.peer import FOLDER, Peer, python_with, serve
 from mbrl.experiments.benchmarks.record import RESULTS, machine, write
@@ -71,15 +72,14 @@ class Quadratic:
     q: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
-        of_u: Tensor = u**2 @ torch.tensor(self.R).to(u) / 2
-        return _half(y, self.Q) + y @ torch.tensor(self.q[: y.shape[-1]]).to(y) + of_u
+        return _dot(y**2, self.Q) / 2 + _dot(y, self.q[: y.shape[-1]]) + _dot(u**2, self.R) / 2
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
-        return _half(y, self.Qf)
+        return _dot(y**2, self.Qf) / 2
 
 
-def _half(y: Tensor, weights: tuple[float, ...]) -> Tensor:
-    result: Tensor = y**2 @ torch.tensor(weights, dtype=torch.float64).to(y) / 2
+def _dot(v: Tensor, weights: tuple[float, ...]) -> Tensor:
+    result: Tensor = v @ torch.tensor(weights, dtype=torch.float64).to(v)
     return result
 
 
@@ -285,9 +285,9 @@ def compare(name: str, problems: int, x0: Tensor, config: Config) -> dict[str, A
     }
 
 
-def lq_matrices(problem: Problem[Symbolic, Quadratic, Box]) -> dict[str, Any]:
+def lq_matrices(problem: Problem[Any, Quadratic, Any]) -> dict[str, Any]:
     """A, B, Q, R and Qf of a linear-quadratic problem."""
-    dynamics, cost = problem.dynamics, problem.cost
+    dynamics, cost = Autodiff(problem.dynamics), problem.cost
     A, B = dynamics.linearize(torch.zeros(dynamics.nx).double(), torch.zeros(dynamics.nu).double(), 0)
     diagonals = {"Q": cost.Q, "R": cost.R, "Qf": cost.Qf}
     return {"A": A.tolist(), "B": B.tolist(), **{name: np.diag(d).tolist() for name, d in diagonals.items()}}
