@@ -286,7 +286,7 @@ def compare(name: str, problems: int, x0: Tensor, config: Config) -> dict[str, A
 
 
 def lq_matrices(problem: Problem[Any, Quadratic, Any]) -> dict[str, Any]:
-    """A, B, Q, R and Qf of a linear-quadratic problem."""
+    """A, B, Q, R and Qf of a linear-quadratic problem, in this order."""
     dynamics, cost = Autodiff(problem.dynamics), problem.cost
     A, B = dynamics.linearize(torch.zeros(dynamics.nx).double(), torch.zeros(dynamics.nu).double(), 0)
     diagonals = {"Q": cost.Q, "R": cost.R, "Qf": cost.Qf}

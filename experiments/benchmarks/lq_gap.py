@@ -30,11 +30,9 @@ from mbrl.problem import Problem
 
 def riccati(problem: Problem[Any, Quadratic, Any], x0: Tensor) -> tuple[Tensor, float]:
     """The optimal cost (M,) from x0 (M, nx) without bounds, and the largest control that it takes."""
-    matrices = {
-        name: torch.tensor(value, dtype=torch.float64) for name, value in lq_matrices(problem).items()
-    }
-    final, H = matrices.pop("Qf"), problem.horizon
-    regulator = finite_lqr(**matrices, horizon=H, final=final)
+    A, B, Q, R, final = (torch.tensor(m, dtype=torch.float64) for m in lq_matrices(problem).values())
+    H = problem.horizon
+    regulator = finite_lqr(A, B, Q, R, horizon=H, final=final)
     x, largest = x0, 0.0
     for t in range(H):
         u = regulator.act(x, t)
