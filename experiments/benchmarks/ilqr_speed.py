@@ -315,7 +315,7 @@ def cells(side: dict[str, Any], problems: int) -> list[str]:
     where = side["where"] or {}
     return [
         str(side["threads"]),
-        f"{1e3 * side['median_s'] / problems:.3g}",
+        f"{1e3 * side['median_s'] / problems:,.2f}",
         f"{side['times_faster']:.2f}",
         "" if side["iterations"] is None else f"{side['iterations']:.1f}",
         f"{side['cost']:.8g}",

@@ -346,11 +346,13 @@ def ilqr_speeds() -> str:
     for case in result["cases"]:
         sides, n = case["sides"], case["problems"]
         rows += [(case["case"], str(n), name, *ilqr_speed.cells(side, n)) for name, side in sides.items()]
-        best = max(side["times_faster"] for name, side in sides.items() if name.startswith("ours"))
-        met = "met" if best >= case["wanted"] else "not met"
+        ours = {name: side for name, side in sides.items() if name.startswith("ours")}
+        best = max(ours, key=lambda name: ours[name]["times_faster"])
+        times, wanted = ours[best]["times_faster"], case["wanted"]
         bars.append(
-            f"{case['case']} × {n}: {best:.2g} times as fast as {case['against']}, "
-            f"{case['wanted']:g} wanted, {met}"
+            f"{case['case']} × {n}: {best.removeprefix('ours, ')} {times:.2g} times as fast as {case['against']} "
+            f"({wanted:g} wanted: {'met' if times >= wanted else 'not met'}), "
+            f"at a higher cost in {ours[best]['higher']} of {n}"
         )
     machine = result["machine"]
     return (
