@@ -8,7 +8,6 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from mbrl.errors import ContractError
 
@@ -114,11 +113,37 @@ class Features:
         answer: (n, B, n_predicted), and J: (n, B, n_predicted, nf + nu), its derivative by what a model
         sees of y, and by u.
         """
-        nf = self.inputs(y[:1]).shape[-1]
-        seen, advance = jacrev(self.inputs), jacrev(self.advance, argnums=(0, 1))
-        by_y, by_answer = vmap(vmap(advance, (0, 0)), (None, 0))(y, answer.to(y))
-        J = J.to(y)
-        return by_y + by_answer @ J[..., :nf] @ vmap(seen)(y), by_answer @ J[..., nf:]
+        y, answer, J = y[None], answer.to(y), J.to(y)
+        seen = [part for kind, part in self._sights if kind == "as it is"]
+        angles = [part for kind, part in self._sights if kind == "angle"]
+        plain, turns = (sum(part.stop - part.start for part in parts) for parts in (seen, angles))
+        by_seen, by_sin, by_cos, by_u = torch.split(
+            J, [plain, turns, turns, J.shape[-1] - plain - 2 * turns], -1
+        )
+        D = J.new_zeros(*J.shape[:-1], self.ny + by_u.shape[-1])  # the answer's derivative by (y, u)
+        D[..., self.ny :] = by_u
+        for part, block in zip(seen, _pieces(by_seen, seen), strict=True):
+            D[..., part] = block
+        for part, sin, cos in zip(angles, _pieces(by_sin, angles), _pieces(by_cos, angles), strict=True):
+            angle = y[..., None, part]
+            D[..., part] = sin * angle.cos() - cos * angle.sin()
+
+        F = J.new_zeros(*J.shape[:2], self.ny, D.shape[-1])
+        start = 0
+        for kind, part in self._changes:
+            rows, stop = F[..., part, :], start
+            if kind != "constant":
+                stop = start + part.stop - part.start
+                rows.copy_(D[..., start:stop, :])
+            if kind != "absolute":
+                rows[..., part].diagonal(dim1=-2, dim2=-1).add_(1)
+            if kind.startswith("unit"):  # of v / |v|: what is across v, over |v|
+                v = y[..., part] + answer[..., start:stop]
+                length = v.norm(dim=-1, keepdim=True)
+                along = (v / length)[..., None]
+                rows.copy_((rows - along * (along * rows).sum(-2, keepdim=True)) / length[..., None])
+            start = stop
+        return F[..., : self.ny], F[..., self.ny :]
 
     # Slices, not index tensors: nothing has to be moved to the device of y.
 
@@ -132,6 +157,11 @@ class Features:
         kinds = dict.fromkeys(self.constant, "constant") | dict.fromkeys(self.absolute, "absolute")
         kinds |= {i: f"unit {k}" for k, run in enumerate(self.unit) for i in run}
         return _runs(kinds, self.ny, "change")
+
+
+def _pieces(block: Tensor, parts: list[slice]) -> tuple[Tensor, ...]:
+    """The columns of a block (..., n), part by part."""
+    return torch.split(block, [part.stop - part.start for part in parts], -1)
 
 
 def _scaled(kind: str, part: Tensor) -> Tensor:

@@ -167,10 +167,10 @@ class Ensemble(nn.Module):
     def linearize(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of every elite's mean y_next, (n, B, ny, ny) by y (B, ny) and (n, B, ny, nu) by u (B, nu).
 
-        The networks' are in closed form, those of the features come from torch.
+        In closed form.
         """
-        out, J = self.net.value_and_jacobian(self.inputs(y, u))
-        J = J[self.elites][..., : self.np, :] * self.target_scale[: self.np, None] / self.input_scale
+        out, J = self.net.value_and_jacobian(self.inputs(y, u), self.np)
+        J = J[self.elites] * (self.target_scale[: self.np, None] / self.input_scale)
         t = out[self.elites][..., : self.np] * self.target_scale[: self.np] + self.target_mean[: self.np]
         return self.features.linearize(y, t, J)
 

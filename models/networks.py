@@ -23,12 +23,16 @@ def activate(z: Tensor, activation: Activation, *, inplace: bool = False) -> Ten
     return z.tanh_() if inplace else torch.tanh(z)
 
 
-def slope(z: Tensor, activation: Activation) -> Tensor:
-    """The derivative of the activation at z."""
+def activate_with_slope(z: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """The activation at z and its derivative."""
     if activation == "silu":
         s = torch.sigmoid(z)
-        return s * (1 + z * (1 - s))
-    return (z > 0).to(z) if activation == "relu" else 1 - torch.tanh(z) ** 2
+        h = z * s
+        return h, s + h * (1 - s)
+    if activation == "relu":
+        return F.relu(z), (z > 0).to(z)
+    h = torch.tanh(z)
+    return h, 1 - h**2
 
 
 class EnsembleMLP(nn.Module):
@@ -73,20 +77,25 @@ class EnsembleMLP(nn.Module):
             z = activate(torch.baddbmm(bias, z, weight), self.activation)
         return torch.baddbmm(last[1], z, last[0])
 
-    def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The output (E, B, outputs) and its derivative (E, B, outputs, inputs) in closed form; z as in `forward`."""
+    def value_and_jacobian(self, z: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
+        """The output (E, B, outputs) and its derivative (E, B, rows, inputs) in closed form; z as in `forward`.
+
+        From the last layer to the first: networks of dynamics have fewer outputs than inputs, and of the outputs only
+        the first `rows` (all unless given) are carried.
+        """
         if z.ndim == 2:
             z = z.expand(self.members, *z.shape)
+        E, B, _ = z.shape
         *hidden, last = zip(self.weights, self.biases, strict=True)
-        J = None  # (E, B, inputs, width)
+        slopes = []
         for weight, bias in hidden:
-            a = torch.baddbmm(bias, z, weight)
-            J = weight[:, None] if J is None else J @ weight[:, None]
-            J = J * slope(a, self.activation)[..., None, :]
-            z = activate(a, self.activation)
-        J = last[0][:, None] if J is None else J @ last[0][:, None]
+            z, slope = activate_with_slope(torch.baddbmm(bias, z, weight), self.activation)
+            slopes.append(slope[:, :, None])
         out = torch.baddbmm(last[1], z, last[0])
-        return out, J.transpose(-1, -2).expand(*out.shape, -1)
+        J = last[0][..., :rows].mT[:, None].expand(-1, B, -1, -1)  # (E, B, rows, width)
+        for (weight, _), slope in zip(reversed(hidden), reversed(slopes), strict=True):
+            J = torch.bmm((J * slope).flatten(1, 2), weight.mT).view(E, B, J.shape[2], -1)
+        return out, J
 
 
 def _truncated_normal(shape: tuple[int, ...], std: float, generator: Generator) -> Tensor:

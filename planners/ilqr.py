@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from mbrl.compiled import in_threads
 from mbrl.errors import ContractError, UnsupportedProblem, require
-from mbrl.horizon import AffinePolicy, Rollout, horizon_of
+from mbrl.horizon import AffinePolicy, Derivatives, Rollout, horizon_of
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
 
@@ -292,17 +292,21 @@ class _Search:
         """One step of all rows that are not done."""
         planner, policy, progress, rows = self.planner, self.policy, self.progress, self.active
         D = self.horizon.expand(policy, rows, exact=planner.exact)
-
-        def part(start: int, stop: int) -> None:
-            damp_state = planner.damp == "state"
-            self.sweeps.backward(start, stop, rows, D, policy, progress, damp_state, planner.tolerance)
-
-        in_threads(part, len(rows), steps=len(rows) * policy.u.shape[1])
+        self._backward(rows, D)
         rows = rows[progress.status[rows] == self.sweeps.ONGOING]
         if len(rows):
             progress.iterations[rows] += 1
             self._step(rows)
         self.costs.append(progress.cost.copy())
+
+    def _backward(self, rows: np.ndarray, D: Derivatives) -> None:
+        """New gains of the rows, or an end of their search."""
+        damp_state, tolerance = self.planner.damp == "state", self.planner.tolerance
+
+        def part(start: int, stop: int) -> None:
+            self.sweeps.backward(start, stop, rows, D, self.policy, self.progress, damp_state, tolerance)
+
+        in_threads(part, len(rows), steps=len(rows) * self.policy.u.shape[1])
 
     def _step(self, rows: np.ndarray) -> None:
         """Line search: the full step where it does what is expected of it, else the best of all α."""

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from mbrl import Box, Problem
 from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
+from mbrl.planners.lqr import finite_lqr
 
 PLANNERS: list[SamplingPlanner[Any]] = [
     CEM(),
@@ -31,7 +32,7 @@ def name(value: object) -> str:
 
 @dataclass(frozen=True)
 class DoubleIntegrator:
-    """A point pushed along a line: x = (p, v), u = (a,)."""
+    """A point pushed along a line: x = (p, v), u = (a,). Tests break it in many ways; its fields check nothing."""
 
     nx: int = 2
     nu: int = 1
@@ -86,21 +87,17 @@ def lq_problem(
 
 def riccati(problem: Problem[DoubleIntegrator, Quadratic, Box], x0: Tensor) -> tuple[Tensor, Tensor]:
     """The optimal cost (M,) and actions (M, H, nu) from x0 (M, nx), without bounds."""
-    A, B = problem.dynamics.A, problem.dynamics.B
-    Q, R, V = (
-        torch.diag(torch.tensor(d, dtype=torch.float64))
+    Q, R, final = (
+        2 * torch.diag(torch.tensor(d, dtype=torch.float64))
         for d in (problem.cost.Q, problem.cost.R, problem.cost.Qf)
     )
-    gains = []
-    for _ in range(problem.horizon):
-        K = torch.linalg.solve(R + B.T @ V @ B, B.T @ V @ A)
-        V = Q + A.T @ V @ (A - B @ K)
-        gains.append(K)
+    plant, H = problem.dynamics, problem.horizon
+    regulator = finite_lqr(plant.A, plant.B, Q, R, horizon=H, final=final)
     x, actions = x0, []
-    for K in reversed(gains):
-        actions.append(-(x @ K.T))
-        x = x @ A.T + actions[-1] @ B.T
-    return torch.einsum("mi,ij,mj->m", x0, V, x0), torch.stack(actions, 1)
+    for t in range(H):
+        actions.append(regulator.act(x, t))
+        x = plant.step(x, actions[-1], t)
+    return regulator.value(x0, 0), torch.stack(actions, 1)
 
 
 @dataclass(frozen=True)

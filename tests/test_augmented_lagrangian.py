@@ -133,7 +133,7 @@ class Last:
         return torch.zeros_like(y[..., 0])
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
-        return y[..., 1]
+        return y[..., -1]
 
 
 def test_linear_hypersensitive_problem() -> None:
@@ -146,6 +146,28 @@ def test_linear_hypersensitive_problem() -> None:
         plan = solve(AugmentedLagrangian(inner=DDP(), tolerance=1e-9), problem, x0)
         errors.append(float(plan.cost) - 1.6730939784)
     assert errors[1] < 3e-4 and errors[0] / errors[1] == pytest.approx(4.0, rel=0.05)
+
+
+@dataclass(frozen=True)
+class VanDerPol(System):
+    """CasADi's oscillator, direct_multiple_shooting.py. x = (x₁, x₂, the integral of x₁² + x₂² + u²)."""
+
+    nx, nu, nq = 3, 1, 1
+
+    def ode(self, x: Tensor, u: Tensor, p: Tensor | None = None) -> Tensor:
+        a, b, force = x[..., 0], x[..., 1], u[..., 0]
+        return torch.stack([(1 - b**2) * a - b + force, a, a**2 + b**2 + force**2], -1)
+
+
+def test_van_der_pol_oscillator() -> None:
+    """3.7329693929 with |u| ≤ 1 and x₁ ≥ −0.25 at all 20 nodes, as IPOPT finds."""
+    plant = Symbolic(Discretized(VanDerPol(), 0.5, substeps=4))
+    floor = [Constraint(lambda y, u, k, p: -0.25 - y[..., :1], at=at) for at in ("path", "terminal")]
+    problem = Problem(plant, Last(), box(1, 1.0), 20, constraints=tuple(floor))
+    x0 = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    plan = solve(AugmentedLagrangian(inner=DDP()), problem, x0)
+    assert violation(plan) < 1e-6 and float(plan.actions.abs().max()) <= 1.0
+    assert float(plan.cost) == pytest.approx(3.7329693929, abs=1e-6)
 
 
 def test_kellys_cart_pole() -> None:

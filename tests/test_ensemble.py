@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mbrl import (
+    Autodiff,
     Box,
     ContractError,
     Observed,
@@ -101,6 +102,7 @@ def test_networks_answer_one_by_one_and_know_their_derivative(activation: Any, h
         d[i] = 1e-6
         torch.testing.assert_close(J[..., i], (net(z + d) - net(z - d)) / 2e-6, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(net(z[0]), net(z[:1].expand(2, -1, -1)))
+    torch.testing.assert_close(net.value_and_jacobian(z, 2), (out, J[:, :, :2]))
 
 
 @each_feature
@@ -124,6 +126,16 @@ def test_every_member_has_its_derivative(features: Features) -> None:
             up, down = ((y + s * d, u) if vary == 0 else (y, u + s * d) for s in (1, -1))
             numeric = (model.predict(*up).y_next - model.predict(*down).y_next) / 2e-6
             torch.testing.assert_close(J[..., i], numeric, rtol=1e-6, atol=1e-7)
+
+
+@each_feature
+def test_the_mean_has_the_derivatives_of_autodiff(features: Features) -> None:
+    dynamics = MeanDynamics(ensemble(features).double())
+    y, u = batch(5, features.ny, dtype=torch.float64)
+    for closed, automatic in zip(
+        dynamics.linearize(y, u, 0), Autodiff(dynamics).linearize(y, u, 0), strict=True
+    ):
+        torch.testing.assert_close(closed, automatic, rtol=1e-10, atol=1e-12)
 
 
 @each_feature

@@ -23,6 +23,7 @@ from mbrl import (
     evaluate,
     quadratize,
 )
+from mbrl.experiments.benchmarks.ilqr_speed import bounded_lq
 from mbrl.models import Ensemble, FitConfig, MeanDynamics, Trainer
 from mbrl.planners import CEM, DDP, FDDP, ILQR
 from mbrl.planners.ilqr import STATUS
@@ -72,22 +73,10 @@ def test_lq_problems_take_one_iteration(planner: ILQR) -> None:
     torch.testing.assert_close((plan.K[:, 0] @ x0[..., None])[..., 0], actions[:, 0])
 
 
-@dataclass(frozen=True)
-class Bounded:
-    """½ (x² + 0.1 v² + 0.01 u²), ten times the first two at the end."""
-
-    def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
-        return 0.5 * (y[..., 0] ** 2 + 0.1 * y[..., 1] ** 2 + 0.01 * u[..., 0] ** 2)
-
-    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
-        return 5.0 * (y[..., 0] ** 2 + 0.1 * y[..., 1] ** 2)
-
-
 @BOTH
 def test_bounded_lq(planner: ILQR) -> None:
     """63.8630422864 with 29 of 30 controls at a bound, as crocoddyl and L-BFGS-B find."""
-    problem = Problem(Autodiff(DoubleIntegrator(dt=0.1)), Bounded(), box(1, 1.0), 30)
-    plan = solve(planner, problem, torch.tensor([[3.0, 0.0]], dtype=torch.float64))
+    plan = solve(planner, bounded_lq(), torch.tensor([[3.0, 0.0]], dtype=torch.float64))
     assert float(plan.cost) == pytest.approx(63.8630422864, abs=1e-9)
     assert int((plan.actions.abs() == 1).sum()) == 29 and outcome(plan) == ["converged"]
     assert plan.K is not None
@@ -365,12 +354,3 @@ def single(model: Ensemble) -> Ensemble:
     one = copy.deepcopy(model)
     one.elites = torch.tensor([0])
     return one
-
-
-def test_closed_form_jacobians_are_autodiffs() -> None:
-    """To 1e-10 in float64."""
-    model = Ensemble(5, 2, 0.1, members=2, probabilistic=False, generator=seeded()).double()
-    mean = MeanDynamics(model)
-    x, u = torch.randn(7, 5, generator=seeded()).double(), torch.randn(7, 2, generator=seeded(1)).double()
-    for got, wanted in zip(mean.linearize(x, u, 0), Autodiff(mean).linearize(x, u, 0), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)

@@ -2,7 +2,7 @@
 
     python -m mbrl.experiments.benchmarks.lq_gap
 
-A double integrator over 8 steps; the relative gap (J − J*) / J* of one cold plan, median over 20 starts,
+A double integrator over 8 steps of 0.1 s, with ½ (p² + 0.1 v² + 0.01 u²) per step and 5 (p² + 0.1 v²) at the end; the relative gap (J − J*) / J* of one cold plan, median over 20 starts,
 against the number of candidates. Writes JSON and docs/lq_gap.svg.
 """
 
@@ -20,63 +20,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mbrl.envs.systems import Discretized, DoubleIntegrator
+from mbrl.experiments.benchmarks.ilqr_speed import Quadratic, bounded_lq, box, lq_matrices
 from mbrl.experiments.benchmarks.record import RESULTS, machine, write
 from mbrl.planners import CEM, CMAES, ICEM, MPPI, PredictiveSampling, RandomShooting, SamplingPlanner
-from mbrl.problem import Box, Problem
+from mbrl.planners.lqr import finite_lqr
+from mbrl.problem import Problem
 
 
-@dataclass(frozen=True)
-class DoubleIntegrator:
-    """x = (p, v), u = force; x⁺ = A x + B u exactly discretised over dt."""
-
-    dt: float = 0.1
-    nx: int = 2
-    nu: int = 1
-    ny: int = 2
-
-    @property
-    def A(self) -> Tensor:
-        return torch.tensor([[1.0, self.dt], [0.0, 1.0]], dtype=torch.float64)
-
-    @property
-    def B(self) -> Tensor:
-        return torch.tensor([[self.dt**2 / 2], [self.dt]], dtype=torch.float64)
-
-    def step(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
-        return x @ self.A.T + u @ self.B.T
-
-    def output(self, x: Tensor) -> Tensor:
-        return x
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """½ (p² + 0.1 v² + 0.01 u²) per step, 5 (p² + 0.1 v²) at the end."""
-
-    def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
-        return 0.5 * (y[..., 0] ** 2 + 0.1 * y[..., 1] ** 2 + 0.01 * u[..., 0] ** 2)
-
-    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
-        return 5.0 * (y[..., 0] ** 2 + 0.1 * y[..., 1] ** 2)
-
-
-def riccati(x0: Tensor, horizon: int) -> tuple[Tensor, float]:
-    """The optimal cost (M,) from x0 (M, 2), ½ x0ᵀ P₀ x0, and the largest force that it takes."""
-    plant = DoubleIntegrator()
-    A, B = plant.A, plant.B
-    Q, R = (
-        torch.diag(torch.tensor([1.0, 0.1], dtype=torch.float64)),
-        torch.tensor([[0.01]], dtype=torch.float64),
-    )
-    P, gains = 10.0 * Q, []
-    for _ in range(horizon):
-        gains.append(torch.linalg.solve(R + B.T @ P @ B, B.T @ P @ A))
-        P = Q + A.T @ P @ (A - B @ gains[-1])
+def riccati(problem: Problem[Any, Quadratic, Any], x0: Tensor) -> tuple[Tensor, float]:
+    """The optimal cost (M,) from x0 (M, nx) without bounds, and the largest control that it takes."""
+    A, B, Q, R, final = (torch.tensor(m, dtype=torch.float64) for m in lq_matrices(problem).values())
+    H = problem.horizon
+    regulator = finite_lqr(A, B, Q, R, horizon=H, final=final)
     x, largest = x0, 0.0
-    for gain in reversed(gains):
-        u = -x @ gain.T
-        x, largest = plant.step(x, u, 0), max(largest, float(u.abs().max()))
-    return 0.5 * torch.einsum("mi,ij,mj->m", x0, P, x0), largest
+    for t in range(H):
+        u = regulator.act(x, t)
+        x, largest = problem.dynamics.step(x, u, t), max(largest, float(u.abs().max()))
+    return regulator.value(x0, 0), largest
 
 
 def planners_at(candidates: int) -> dict[str, SamplingPlanner[Any]]:
@@ -109,10 +70,11 @@ def gaps(config: Config) -> dict[str, list[float]]:
     """Median relative gap of each planner at each budget."""
     generator = torch.Generator().manual_seed(config.seed)
     x0 = torch.randn(config.starts, 2, generator=generator, dtype=torch.float64).clamp(-1.5, 1.5)
-    optimum, largest = riccati(x0, config.horizon)
+    plant = Discretized(DoubleIntegrator(), 0.1)
+    free = Problem(plant, bounded_lq().cost, box(1, torch.inf), config.horizon)
+    optimum, largest = riccati(free, x0)
     # Bounds so wide that the optimum lies inside: the Riccati solution knows none.
-    bound = torch.tensor([1.05 * largest], dtype=torch.float64)
-    problem = Problem(DoubleIntegrator(), Quadratic(), Box(-bound, bound), config.horizon)
+    problem = dataclasses.replace(free, actions=box(1, 1.05 * largest))
     result: dict[str, list[float]] = {name: [] for name in planners_at(config.budgets[0])}
     for budget in config.budgets:
         for name, planner in planners_at(budget).items():

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from mbrl.envs import WORLDS
-from mbrl.experiments.benchmarks import exploration, ilqr_mpc, returns
+from mbrl.experiments.benchmarks import exploration, ilqr_mpc, ilqr_speed, jacobian_speed, returns
 from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
 from mbrl.experiments.benchmarks.robustness import ARMS
@@ -416,6 +416,40 @@ def mppi_speed() -> str:
     return table(head, rows) + f"\n\n{machine['cpu']}, {machine['cores']} cores, load {machine['load']}."
 
 
+def ilqr_speeds() -> str:
+    result = next(iter(load("ilqr_speed.json")), None)
+    if result is None:
+        return ""
+    rows, bars = [], []
+    for case in result["cases"]:
+        sides, n = case["sides"], case["problems"]
+        rows += [(case["case"], str(n), name, *ilqr_speed.cells(side, n)) for name, side in sides.items()]
+        ours = {name: side for name, side in sides.items() if name.startswith("ours")}
+        best = max(ours, key=lambda name: ours[name]["times_faster"])
+        times, wanted = ours[best]["times_faster"], case["wanted"]
+        bars.append(
+            f"{case['case']} × {n}: {best.removeprefix('ours, ')} {times:.2g} times as fast as {case['against']} "
+            f"({wanted:g} wanted: {'met' if times >= wanted else 'not met'}), "
+            f"at a higher cost in {ours[best]['higher']} of {n}"
+        )
+    machine = result["machine"]
+    return (
+        table(ilqr_speed.HEAD, rows)
+        + f"\n\nThe fastest of ours: {'; '.join(bars)}. {machine['cpu']}, {machine['cores']} cores, load {machine['load']}."
+    )
+
+
+def jacobian_speeds() -> str:
+    result = next(iter(load("jacobian_speed.json")), None)
+    if result is None:
+        return ""
+    machine = result["machine"]
+    return (
+        table(jacobian_speed.HEAD, (jacobian_speed.cells(row) for row in result["cases"]))
+        + f"\n\n{machine['cpu']}, {result['config']['threads']} thread, load {machine['load']}."
+    )
+
+
 def robots() -> str:
     cases: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of each case, those with equal settings
     for result in [*load("legged/*.json"), *load("robots/*.json")]:
@@ -543,6 +577,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "jacobians": jacobians,
     "ilqr-mpc": ilqr_on_robots,
     "pushed-go2": pushed_go2,
+    "ilqr-speed": ilqr_speeds,
+    "jacobian-speed": jacobian_speeds,
     "trap": trap,
     "exploration": explorers,
     "robots": robots,
