@@ -42,7 +42,8 @@ class MPCReport:
         x: (M, nx), the estimated state.
         k: the step of the plan that was taken.
         followed: (M,) where the action comes from, an index into `FOLLOWED`: "gains", "plan" or "safe".
-        delay: control steps until the plan that was begun is followed, or None where none was begun.
+        begun: the plan that was begun, or None.
+        delay: control steps until it is followed, or None.
     """
 
     plan_ms: float
@@ -54,6 +55,7 @@ class MPCReport:
     x: Tensor
     k: int
     followed: Tensor
+    begun: Plan | None
     delay: int | None
 
 
@@ -226,14 +228,15 @@ class MPC:
             )
         state_error, output_error = self._errors(x)
         self._arrive()
-        plan_ms, fallback, delay = 0.0, torch.zeros(len(x), dtype=torch.bool), None
+        plan_ms, fallback = 0.0, torch.zeros(len(x), dtype=torch.bool)
+        begun, delay = None, None
         if self._pending is None and (
             self._begun is None or self._now - self._begun >= self.replan_every or self._restart is not None
         ):
             tic = time.perf_counter()
             self._pending = self._begin(x)
             plan_ms = 1e3 * (time.perf_counter() - tic)
-            fallback = ~self._pending.usable
+            begun, fallback = self._pending.plan, ~self._pending.usable
             if self.latency == "measured":
                 self._took = math.ceil(1e-3 * plan_ms / self.problem.dynamics.dt)
                 self._pending = dataclasses.replace(self._pending, arrives=self._now + self._took)
@@ -248,7 +251,7 @@ class MPC:
         self._last_action = action
         predicted = self._predicted_cost(plan, k)
         self.report = MPCReport(
-            plan_ms, state_error, output_error, predicted, fallback, plan, x, k, followed, delay
+            plan_ms, state_error, output_error, predicted, fallback, plan, x, k, followed, begun, delay
         )
         return action
 
