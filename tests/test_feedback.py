@@ -15,6 +15,7 @@ from torch import Tensor
 from mbrl import MPC, ContractError, Discrete, Observed, Plan, PlanWarning, Problem
 from mbrl.checkpoints import pack, unpack
 from mbrl.envs.systems import CartPole, Discretized
+from mbrl.experiments.benchmarks import feedback
 from mbrl.following import FOLLOWED
 from mbrl.planners import ICEM, ILQR
 from mbrl.symbolic import Symbolic
@@ -331,3 +332,19 @@ def test_safe_actions_of_discrete_ones() -> None:
     assert MPC(problem, Scripted(), safe_action=torch.tensor([2.0]), **options).safe_action.tolist() == [2.0]
     with pytest.raises(ContractError, match=r"one of \[\[1.0\], \[2.0\]\], but got \[0.0\]"):
         MPC(problem, Scripted(), safe_action=torch.tensor([0.0]), **options)
+
+
+def test_gains_are_worth_more_the_longer_a_plan_is_followed() -> None:
+    """Four cart-poles with other masses, pushed: with gains they stand where they fall without."""
+    case, config = feedback.CASES["cart-pole"], feedback.Config(seeds=4, steps=80)
+    cells = {
+        (every, gains): feedback.run(case, config, gains=gains, every=every, latency=3)
+        for every in (1, 20)
+        for gains in (True, False)
+    }
+    assert all(cells[every, True]["fallen"] == 0 for every in (1, 20))
+    assert cells[20, False]["fallen"] >= 3
+    assert cells[1, True]["cost"] < cells[1, False]["cost"] < cells[20, False]["cost"]
+    assert cells[20, True]["cost"] < 0.5 * cells[20, False]["cost"]
+    assert cells[20, True]["followed"] == {"gains": 4 * 77, "plan": 0, "safe": 4 * 3}
+    assert cells[20, False]["followed"] == {"gains": 0, "plan": 4 * 77, "safe": 4 * 3}

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from mbrl.envs import WORLDS
-from mbrl.experiments.benchmarks import exploration, returns
+from mbrl.experiments.benchmarks import exploration, feedback, returns
 from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
 from mbrl.experiments.benchmarks.robustness import ARMS
@@ -273,6 +273,24 @@ def swing_up() -> str:
     return table(("system", "limit of u", "seconds", "arrived unaided", "arrived", "worst end"), rows)
 
 
+def feedback_mpc() -> str:
+    result = next(iter(load("feedback.json")), None)
+    if result is None:
+        return ""
+    rows = []
+    for name, case in result["cases"].items():
+        cells = {(cell["every"], cell["latency"], cell["gains"]): cell for cell in case["cells"]}
+        latencies = sorted({latency for _, latency, _ in cells})
+        for every in sorted({every for every, _, _ in cells}):
+            for latency in dict.fromkeys((latencies[0], latencies[-1])):
+                arms = (cells[every, latency, gains] for gains in (True, False))
+                rows.append(
+                    (name, str(every), str(latency), *(text for arm in arms for text in feedback.shown(arm)))
+                )
+    head = ("system", "plan every", "latency", "cost, gains", "fallen", "cost, no gains", "fallen")
+    return table(head, rows)
+
+
 def jacobians() -> str:
     result = next(iter(load("jacobians.json")), None)
     if result is None:
@@ -462,6 +480,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "honest-uncertainty": honest_uncertainty,
     "likelihood": likelihood,
     "swing-up": swing_up,
+    "feedback": feedback_mpc,
     "jacobians": jacobians,
     "trap": trap,
     "exploration": explorers,
