@@ -45,7 +45,7 @@ class Config:
     steps: int = 150
     every: tuple[int, ...] = (1, 2, 5, 10, 20)
     latency: tuple[int, ...] = (0, 1, 2, 3)
-    iterations: int = 3
+    iterations: tuple[int, ...] = (3,)
     spread: float = 0.2
     seed: int = 0
     out: Path = RESULTS / "feedback.json"
@@ -123,7 +123,9 @@ class WithoutGains(ILQR):
         return dataclasses.replace(plan, K=None), state
 
 
-def run(case: Case, config: Config, *, gains: bool, every: int, latency: int) -> dict[str, Any]:
+def run(
+    case: Case, config: Config, *, gains: bool, every: int, latency: int, iterations: int = 3
+) -> dict[str, Any]:
     """One cell: all plants for all steps."""
     generator = torch.Generator().manual_seed(config.seed)
     nx, nu, M = case.system.nx, case.system.nu, config.seeds
@@ -139,7 +141,7 @@ def run(case: Case, config: Config, *, gains: bool, every: int, latency: int) ->
     problem = Problem(model, case.cost, Box(low, high), case.horizon)
     policy = MPC(
         problem,
-        ILQR(iterations=config.iterations) if gains else WithoutGains(iterations=config.iterations),
+        ILQR(iterations=iterations) if gains else WithoutGains(iterations=iterations),
         estimator=Observed(),
         generator=generator,
         replan_every=every,
@@ -170,6 +172,7 @@ def run(case: Case, config: Config, *, gains: bool, every: int, latency: int) ->
         "gains": gains,
         "every": every,
         "latency": latency,
+        "iterations": iterations,
         "seeds": M,
         "cost": sum(cost) / M,
         "cost_interval": interval(cost),
@@ -186,8 +189,10 @@ def main(config: Config) -> None:
     for name, case in CASES.items():
         tic = time.perf_counter()
         cells = [
-            run(case, config, gains=gains, every=every, latency=latency)
-            for every, latency, gains in itertools.product(config.every, config.latency, (True, False))
+            run(case, config, gains=gains, every=every, latency=latency, iterations=iterations)
+            for iterations, every, latency, gains in itertools.product(
+                config.iterations, config.every, config.latency, (True, False)
+            )
         ]
         cases[name] = {
             "cells": cells,
@@ -195,11 +200,12 @@ def main(config: Config) -> None:
             "horizon": case.horizon,
             "wall_s": time.perf_counter() - tic,
         }
-        table = Table("replan every", "latency", *(f"{what}, {arm}" for arm in ("gains", "no gains") for what in ("cost", "fallen")),
+        table = Table("iterations", "replan every", "latency", *(f"{what}, {arm}" for arm in ("gains", "no gains") for what in ("cost", "fallen")),
                       title=f"{name}, {config.seeds} plants")  # fmt: skip
         for yes, no in zip(cells[::2], cells[1::2], strict=True):
             table.add_row(
-                str(yes["every"]), str(yes["latency"]), *(text for cell in (yes, no) for text in shown(cell))
+                *(str(yes[key]) for key in ("iterations", "every", "latency")),
+                *(text for cell in (yes, no) for text in shown(cell)),
             )
         console.print(table)
     write(

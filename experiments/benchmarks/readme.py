@@ -256,8 +256,8 @@ def likelihood() -> str:
 
 
 def swing_up() -> str:
-    result = next(iter(load("swing_up.json")), None)
-    if result is None:
+    results = [*load("swing_up.json"), *load("upside_down.json")]
+    if not results:
         return ""
     rows = (
         (
@@ -268,6 +268,7 @@ def swing_up() -> str:
             f"{case['arrived']} of {case['starts']}",
             f"{case['worst']:.3f}",
         )
+        for result in results
         for name, case in result["cases"].items()
     )
     return table(("system", "limit of u", "seconds", "arrived unaided", "arrived", "worst end"), rows)
