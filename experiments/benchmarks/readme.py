@@ -275,21 +275,17 @@ def swing_up() -> str:
 
 
 def feedback_mpc() -> str:
-    result = next(iter(load("feedback.json")), None)
-    if result is None:
-        return ""
     rows = []
-    for name, case in result["cases"].items():
+    for case in load("feedback/*.json"):
         cells = {(cell["every"], cell["latency"], cell["gains"]): cell for cell in case["cells"]}
         latencies = sorted({latency for _, latency, _ in cells})
         for every in sorted({every for every, _, _ in cells}):
             for latency in dict.fromkeys((latencies[0], latencies[-1])):
                 arms = (cells[every, latency, gains] for gains in (True, False))
-                rows.append(
-                    (name, str(every), str(latency), *(text for arm in arms for text in feedback.shown(arm)))
-                )
+                texts = (text for arm in arms for text in feedback.shown(arm))
+                rows.append((case["case"], str(every), str(latency), *texts))
     head = ("system", "plan every", "latency", "cost, gains", "fallen", "cost, no gains", "fallen")
-    return table(head, rows)
+    return table(head, rows) if rows else ""
 
 
 def jacobians() -> str:
