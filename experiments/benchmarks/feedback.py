@@ -10,11 +10,12 @@ are one batch, and all cells meet the same plants and pushes.
 Cost: mean of the stage cost over time. Where a plant has fallen, the cost of that step goes on until the end.
 
 The iterations of a plan, three, were chosen after a look at 16 quadrotors with gains and a plan every 20 steps: with one
-all fell, with two 5 did, with three or more none. The whole grid of the quadrotor takes long; what was run is
+all fell, with two 5 did, with three or more none. The whole grid of the quadrotor takes long; a part, and the
+effect of the iterations, are
 
     … --cases cart-pole
-    … --cases quadrotor --every 1 5 20 --latency 0 3 --steps 100
-    … --cases quadrotor --every 20 --latency 0 --steps 100 --iterations 1 2 5 --out …/results/feedback-iterations
+    … --cases quadrotor --every 1 5 20 --latency 0 3
+    … --cases quadrotor --every 20 --latency 0 --iterations 1 2 5 --out …/results/feedback-iterations
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from mbrl.symbolic import Symbolic
 class Config:
     cases: tuple[str, ...] = ("cart-pole", "quadrotor")
     seeds: int = 24
-    steps: int = 150
+    steps: int = 100
     every: tuple[int, ...] = (1, 2, 5, 10, 20)
     latency: tuple[int, ...] = (0, 1, 2, 3)
     iterations: tuple[int, ...] = (3,)

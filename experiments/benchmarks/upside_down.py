@@ -41,7 +41,7 @@ class Config:
     guesses: int = 8
     horizon: int = 60
     dt: float = 0.04
-    iterations: int = 500
+    iterations: int = 400
     seed: int = 0
     out: Path = RESULTS / "upside_down.json"
 
