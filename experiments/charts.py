@@ -10,15 +10,31 @@ WIDTH, HEIGHT = 520, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
 
 Series = Mapping[str, Sequence[float | None]]
+TIME = "time (s)"
 
 
-def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool = False) -> str:
+def card(title: str, chart: str, note: str) -> str:
+    return f"<div class='card'><h3>{escape(title)}</h3>{chart}<p>{escape(note)}</p></div>" if chart else ""
+
+
+def line_chart(
+    times: Sequence[float],
+    series: Series,
+    *,
+    label: str,
+    log: bool = False,
+    limits: Sequence[float] = (),
+    held: bool = False,
+    xlabel: str = TIME,
+) -> str:
     """Lines over time; None is passed over, a number that is not finite leaves a gap. `log`: decades, zeros left out.
 
     Args:
-        times: seconds, rising.
+        times: seconds, rising; or whatever `xlabel` says.
         series: name -> one value per time.
         label: of the vertical axis.
+        limits: values to draw a dashed line at; those that are not finite are left out.
+        held: each value holds until the next time.
     """
     usable = {
         name: [math.nan if v is None or not math.isfinite(v) or (log and v <= 0) else v for v in values]
@@ -27,7 +43,8 @@ def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool 
     numbers = [v for values in usable.values() for v in values if not math.isnan(v)]
     if not numbers:
         return ""
-    low, high, ticks = _axis(min(numbers), max(numbers), log)
+    limits = [v for v in limits if math.isfinite(v)]
+    low, high, ticks = _axis(min(*numbers, *limits, math.inf), max(*numbers, *limits, -math.inf), log)
     end = max(times[-1], 1e-9)
 
     def x(t: float) -> float:
@@ -45,15 +62,45 @@ def line_chart(times: Sequence[float], series: Series, *, label: str, log: bool 
             if math.isnan(v):
                 pen = pen if given is None else "M"
                 continue
-            path.append(f"{pen}{x(t):.1f} {y(v):.1f}")
+            if pen == "M":
+                path.append(f"M{x(t):.1f} {y(v):.1f}h0.1")  # a point by itself would be invisible
+            else:
+                path.append(f"H{x(t):.1f}V{y(v):.1f}" if held else f"L{x(t):.1f} {y(v):.1f}")
             pen = "L"
-        if len(path) == 1:  # a single point would be invisible
-            path.append("h0.1")
         parts.append(f'<path class="line s{i}" d="{"".join(path)}"/>')
-    parts.append(
-        f'<line class="cursor" data-x0="{LEFT}" data-x1="{WIDTH - RIGHT}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-    )
-    return _svg(parts, label, "time (s)", list(series))
+    for v in limits:
+        parts.append(
+            f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        )
+    if xlabel == TIME:
+        parts.append(
+            f'<line class="cursor" data-x0="{LEFT}" data-x1="{WIDTH - RIGHT}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+    return _svg(parts, label, xlabel, list(series))
+
+
+def phase_chart(xs: Sequence[float], ys: Sequence[float], *, xlabel: str, label: str) -> str:
+    """The path of (x, y) from a ring to a dot; what is not finite is left out."""
+    points = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if not points:
+        return ""
+    left, right, across = _axis(min(a for a, _ in points), max(a for a, _ in points), False)
+    low, high, up = _axis(min(b for _, b in points), max(b for _, b in points), False)
+
+    def place(a: float, b: float) -> tuple[float, float]:
+        return (
+            LEFT + (WIDTH - LEFT - RIGHT) * (a - left) / (right - left),
+            HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (b - low) / (high - low),
+        )
+
+    parts = [_horizontal(place(left, t)[1], _text(t, False)) for t in up]
+    parts += [_vertical(place(t, low)[0], _text(t, False)) for t in across]
+    path = "L".join("{:.1f} {:.1f}".format(*place(*point)) for point in points)
+    parts.append(f'<path class="line s0" d="M{path}"/>')
+    for kind, point in (("ring", points[0]), ("dot", points[-1])):
+        x, y = place(*point)
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+    return _svg(parts, label, xlabel, [])
 
 
 def histogram(values: Sequence[float], *, label: str, limit: float | None = None) -> str:

@@ -26,6 +26,7 @@ from mbrl.experiments.progress import Progress, show_facts
 from mbrl.experiments.recording import Recording
 from mbrl.experiments.report import write_report
 from mbrl.experiments.video import write_video
+from mbrl.following import FOLLOWED
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planners import CEM, CMAES, ICEM, ILQR, MPPI, PredictiveSampling, RandomShooting
 from mbrl.problem import Problem
@@ -60,7 +61,7 @@ COLUMNS = (
     *("step", "time", "reward", "return", "predicted_reward", "reward_error", "state_error", "output_error"),
     *("plan_ms", "realtime_factor", "plan_cost"),
     *(f"planner/{name}" for name in HEALTH),
-    *("fallback", "terminated", "truncated", "diverged"),
+    *("delay", "followed", "fallback", "terminated", "truncated", "diverged"),
 )
 
 
@@ -86,7 +87,10 @@ class Config(Generic[P]):
         seed: of the environment and the planner.
         threads: of the simulation or of the learned model; 0 for all processors.
         budget_ms: plan until this many milliseconds are used, instead of planner.iterations times.
-        replan_every: steps to follow a plan before the next one.
+        replan_every: steps from the beginning of one plan to that of the next.
+        latency: control steps until a plan that was begun is followed, or `measured`: as many as planning it took.
+        safe_action: what to do where no plan can be followed, one number per actuator; the middle of the bounds
+            unless given.
         video: record a video.
         out: folder for everything the run leaves; runs/ENV-PLANNER-SEED unless given.
     """
@@ -106,6 +110,8 @@ class Config(Generic[P]):
     threads: int = 0
     budget_ms: float | None = None
     replan_every: int = 1
+    latency: int | Literal["measured"] = 0
+    safe_action: tuple[float, ...] | None = None
     video: bool = True
     out: Path | None = None
 
@@ -120,6 +126,11 @@ class Config(Generic[P]):
         if not 1 <= self.replan_every <= self.horizon:
             raise ContractError(
                 f"A run needs 1 ≤ replan_every ≤ horizon, but got {self.replan_every} and {self.horizon}."
+            )
+        if self.latency != "measured" and not 0 <= self.latency <= self.horizon:
+            raise ContractError(
+                f"A run needs a latency of 0 to horizon = {self.horizon} control steps, or measured, "
+                f"but got {self.latency}."
             )
         if self.steps < 1 or self.threads < 0 or not 0 <= self.seed < 2**63:
             raise ContractError(
@@ -180,6 +191,10 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         estimator=estimator,
         generator=torch.Generator().manual_seed(config.seed),
         replan_every=config.replan_every,
+        latency=config.latency,
+        safe_action=None
+        if config.safe_action is None
+        else torch.tensor(config.safe_action, dtype=torch.float64),
     )
     with open_folder(config) as folder:
         console.print(
@@ -188,7 +203,7 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         folder.save_config(config)
         env = world.make()
         obs, info = env.reset(seed=config.seed)
-        recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [])
+        recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [], [])
         report, total = folder.path / "report.html", 0.0
         with stop_on_interrupt() as stop:
             with Progress(console, config.steps) as progress:
@@ -207,13 +222,13 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
                         "time": (step + 1) * problem.dynamics.dt,
                         "reward": reward,
                         "return": total,
-                        **measure(planning, reward, problem.dynamics.dt * config.replan_every),
+                        **measure(planning, reward, problem.dynamics.dt * allowed_steps(config)),
                         "terminated": int(terminated),
                         "truncated": int(truncated),
                         "diverged": int(info["diverged"]),
                     }
                     folder.log(row)
-                    recording.add(torch.as_tensor(info["state"]), planning.plan, row)
+                    recording.add(torch.as_tensor(info["state"]), action[0], planning.plan, row)
                     progress.show(row)
                     if terminated or truncated or stop.is_set():
                         break
@@ -277,22 +292,28 @@ def save_video(recording: Recording, path: Path, console: Console) -> Path | Non
         return None
 
 
+def allowed_steps(config: Config[Any]) -> int:
+    """Control steps that a plan may take in real time: the latency that is reckoned with, else those between replans."""
+    fixed = 0 if config.latency == "measured" else config.latency
+    return fixed or config.replan_every
+
+
 def measure(report: MPCReport, reward: float, budget_s: float) -> dict[str, Any]:
     """The part of a row that tells how planning went; None where there is nothing to tell."""
-    plan, planned = report.plan, report.plan_ms > 0
+    new = report.begun
     predicted = None if report.predicted_cost is None else -float(report.predicted_cost[0])
-    if plan.states is not None and plan.states[0, 0].isnan().any():  # an old plan is followed blindly
-        predicted = math.nan
-    health = {name: number(plan.info.get(name)) if planned else None for name in HEALTH}
+    health = {name: None if new is None else number(new.info.get(name)) for name in HEALTH}
     return {
         "predicted_reward": predicted,
         "reward_error": None if predicted is None else abs(predicted - reward),
         "state_error": number(report.state_error),
         "output_error": number(report.output_error),
-        "plan_ms": report.plan_ms if planned else None,
-        "realtime_factor": 1e3 * budget_s / report.plan_ms if planned else None,
-        "plan_cost": number(plan.cost) if planned else None,
+        "plan_ms": None if new is None else report.plan_ms,
+        "realtime_factor": None if new is None else 1e3 * budget_s / report.plan_ms,
+        "plan_cost": None if new is None else number(new.cost),
         **{f"planner/{name}": value for name, value in health.items()},
+        "delay": report.delay,
+        "followed": FOLLOWED[int(report.followed[0])],
         "fallback": int(report.fallback[0]),
     }
 

@@ -46,6 +46,7 @@ class Progress:
         line = f"return {row['return']:.2f}"
         if row["plan_ms"] is not None:
             line += f"  plan {row['plan_ms']:.1f} ms  {row['realtime_factor']:.2f}x real time"
+            line += f"  latency {row['delay']}" if row["delay"] else ""
         self._bar.update(self._task, completed=done, description=line)
         now = time.monotonic()
         if not self.console.is_terminal and (now - self._shown > _PLAIN_EVERY or done == self.steps):
@@ -60,6 +61,7 @@ def show_facts(console: Console, recording: Recording, report: Path, video: Path
         "return": f"{facts['return']:.2f} in {facts['steps']:.0f} steps ({facts['seconds']:.2f} s simulated)",
         "planning": f"{facts['plan_ms']:.1f} ms per plan, {facts['realtime']:.2f}x real time (medians)",
         "unusable plans": f"{facts['fallbacks']:.0f}",
+        "actions": f"{facts['gains']:.0f} with gains, {facts['plan']:.0f} of a plan alone, {facts['safe']:.0f} safe",
         "metrics": str(report.with_name("metrics.csv")),
         "report": str(report),
     }

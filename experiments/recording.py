@@ -25,6 +25,7 @@ class Recording:
 
     Attributes:
         states: T+1 of (nx,), the last one after the last step.
+        actions: T of (nu,).
         plans: T, the plan that was followed in each step; its first state may be some steps old.
         rows: T rows of metrics.csv.
     """
@@ -32,11 +33,14 @@ class Recording:
     world: World
     problem: Problem[Any, Any, Any]
     states: list[Tensor]
+    actions: list[Tensor]
     plans: list[Plan]
     rows: list[Mapping[str, Any]]
 
-    def add(self, state: Tensor, plan: Plan, row: Mapping[str, Any]) -> None:
+    def add(self, state: Tensor, action: Tensor, plan: Plan, row: Mapping[str, Any]) -> None:
+        """A step: where the action led, the plan that was followed, and the row of metrics.csv."""
         self.states.append(state)
+        self.actions.append(action)
         self.plans.append(plan)
         self.rows.append(row)
 
@@ -44,6 +48,19 @@ class Recording:
         """Indices of the states to show so that there are at most `rate` per second of simulated time."""
         stride = max(1, math.ceil(1 / (rate * self.problem.dynamics.dt) - 1e-6))
         return list(range(0, len(self.states), stride))
+
+    def joints(self) -> dict[str, tuple[bool, list[float], list[float]]]:
+        """Of each hinge and slide, by name: whether it turns, its T+1 positions (rad or m) and velocities."""
+        model, states = self.world.model, torch.stack(self.states).numpy()
+        start = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_TIME)  # what comes before the positions
+        found = {}
+        for i in range(model.njnt):
+            joint, kind = model.joint(i), mujoco.mjtJoint(model.jnt_type[i])
+            if kind in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE):
+                q, v = start + int(joint.qposadr[0]), start + model.nq + int(joint.dofadr[0])
+                turns = kind == mujoco.mjtJoint.mjJNT_HINGE
+                found[joint.name or f"joint {i}"] = (turns, states[:, q].tolist(), states[:, v].tolist())
+        return found
 
     @property
     def shows_plans(self) -> bool:

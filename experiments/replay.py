@@ -45,8 +45,12 @@ def scene(recording: Recording) -> dict[str, Any]:
     states = np.stack([recording.states[frame].numpy() for frame in frames])
     body = tracked_body(model)
     paths = [recording.traces(frame, body) for frame in frames]
-    keep = np.unique(np.linspace(0, paths[0].shape[1] - 1, TRACE_POINTS).round().astype(int))
-    traces = np.stack([path[:, keep] for path in paths]).astype(np.float32)
+    n, points = (max(path.shape[axis] for path in paths) for axis in (0, 1))
+    keep = np.unique(np.linspace(0, points - 1, TRACE_POINTS).round().astype(int))
+    traces = np.full((len(paths), n, points, 3), np.nan, np.float32)
+    for path, trace in zip(paths, traces, strict=True):  # where no plan is followed yet, there is none
+        trace[: len(path), : path.shape[1]] = path
+    traces = traces[:, :, keep]
     targets = np.nan_to_num(body_positions(model, states, robot_root(model))) * walks(model)
     stride = frames[1] - frames[0] if len(frames) > 1 else 1
     return {

@@ -15,9 +15,11 @@ from string import Template
 from typing import Any
 
 from mbrl.errors import RunFolderError
-from mbrl.experiments.charts import histogram, line_chart
+from mbrl.experiments.charts import card, histogram, line_chart
+from mbrl.experiments.motion_plots import controls, convergence, portraits
 from mbrl.experiments.recording import Recording, tracked_body
 from mbrl.experiments.replay import scene
+from mbrl.following import FOLLOWED
 from mbrl.runs import environment, plain
 
 _EMBED_BELOW = 20 * 2**20  # bytes of video; a larger one is linked
@@ -56,7 +58,8 @@ def write_report(
         legend=legend(recording),
         video=embed(video),
         charts=charts(recording),
-        health=health(recording),
+        motion=controls(recording) + portraits(recording),
+        health=convergence(recording) + health(recording),
         settings=table(settings),
         machine=table(
             planner | machine["versions"] | machine["machine"] | {"torch threads": machine["torch_threads"]}
@@ -99,6 +102,9 @@ def measure(recording: Recording) -> dict[str, float]:
         "output_error": max(column(recording, "output_error"), default=math.nan),
         "reward_error": max(column(recording, "reward_error"), default=math.nan),
         "fallbacks": sum(row["fallback"] for row in rows),
+        **{name: sum(row["followed"] == name for row in rows) for name in FOLLOWED},
+        "delay": statistics.median(column(recording, "delay")),
+        "longest_delay": max(column(recording, "delay")),
         "unpredicted": sum(missing(row["predicted_reward"]) for row in rows),
         "terminated": rows[-1]["terminated"],
         "iterations": statistics.median(column(recording, "planner/iterations") or [math.nan]),
@@ -203,15 +209,26 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
         )
     every = "every step" if config.replan_every == 1 else f"every {config.replan_every} steps"
     work = f"It planned {every} and simulated {facts['model_steps']:,.0f} candidate steps in all."
-    return [f"{work} {speed}", f"{error} {fallback}"]
+    return [f"{work} {speed}", f"{error} {fallback} {ladder(facts)}"]
+
+
+def ladder(facts: Mapping[str, float]) -> str:
+    """Where the actions came from, and how late plans were."""
+    text = ""
+    if facts["longest_delay"]:
+        text = f"A plan was followed {facts['delay']:g} steps after it was begun"
+        late = facts["longest_delay"] > facts["delay"]
+        text += f" (median; at most {facts['longest_delay']:.0f}). " if late else ". "
+    if facts["gains"] or facts["safe"]:
+        text += (
+            f"Of {facts['steps']:.0f} actions, {facts['gains']:.0f} were a plan's, corrected by its feedback gains, "
+            f"{facts['plan']:.0f} a plan's as they were, and {facts['safe']:.0f} the safe action."
+        )
+    return text
 
 
 def unbroken_options(text: str) -> str:
     return re.sub(r"--[a-z-]+", r"<code>\g<0></code>", text)
-
-
-def card(title: str, chart: str, note: str) -> str:
-    return f"<div class='card'><h3>{escape(title)}</h3>{chart}<p>{escape(note)}</p></div>" if chart else ""
 
 
 def charts(recording: Recording) -> str:
@@ -272,11 +289,12 @@ def health(recording: Recording) -> str:
     rows = recording.rows
     times = [row["time"] for row in rows]
 
-    def chart(title: str, names: Mapping[str, str], label: str, note: str) -> str:
+    def chart(title: str, names: Mapping[str, str], label: str, note: str, *, log: bool = False) -> str:
         series = {shown: [row[f"planner/{name}"] for row in rows] for shown, name in names.items()}
         if not any(column(recording, f"planner/{name}") for name in names.values()):
             return ""  # not a number of this planner
-        return card(title, line_chart(times, series, label=label), note)
+        some = any(v for values in series.values() for v in values if not missing(v))
+        return card(title, line_chart(times, series, label=label, log=log and some), note)
 
     return "".join(
         [
@@ -301,11 +319,14 @@ def health(recording: Recording) -> str:
             ),
             chart(
                 "Damping", {"damping": "damping"}, "λ",
-                "0: the quadratic model was trusted as it was. Peaks: it promised what the rollouts did not hold, at contacts above all.",
+                "How far the quadratic model was distrusted (regularisation). It rises where the model promises what the rollouts "
+                "do not hold, at contacts above all; steps with λ = 0 are left out.",
+                log=True,
             ),
             chart(
                 "Slope", {"slope": "slope"}, "mean of max |k| / (|u| + 1)",
                 "By how much the last iteration wanted to change the controls. Small: the plan is near a local optimum.",
+                log=True,
             ),
             chart(
                 "Iterations", {"iterations": "iterations"}, "iterations per plan",

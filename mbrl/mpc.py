@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -15,9 +16,11 @@ from torch import Generator, Tensor
 from mbrl.checkpoints import check_state
 from mbrl.errors import ContractError, PlanWarning
 from mbrl.estimators import Padded
+from mbrl.following import FOLLOWED, either, follow, idle, later, predict, safe_action_of
 from mbrl.planner_checks import check_planner_state
-from mbrl.problem import Box, Plan, Problem
+from mbrl.problem import Plan, Problem
 from mbrl.protocols import Estimator, Planner
+from mbrl.usable import check_shapes, faults_of
 
 T = TypeVar("T")
 
@@ -27,16 +30,20 @@ class MPCReport:
     """What happened in one control step.
 
     Attributes:
-        plan_ms: time spent in the planner; 0 where an old plan was followed.
+        plan_ms: time spent in the planner; 0 where no plan was begun.
         state_error: (M,) max |predicted − realised| of the state x that was just reached, or None at first;
-            NaN in the first step of a later episode. Exactly 0 where the model is the plant; else it is
-            ruled by solver internals, such as MuJoCo's warm start, that a state may hold. What a `Padded` estimator
-            only adds is left out.
+            NaN where nothing was predicted, as in the first step of a later episode. Exactly 0 where the model is the
+            plant; else it is ruled by solver internals, such as MuJoCo's warm start, that a state may hold. What a
+            `Padded` estimator only adds is left out.
         output_error: (M,) the same of the output y, what the task reads.
-        predicted_cost: (M,) stage cost that the plan expects of the action returned, or None.
-        fallback: (M,) bool, true where the new plan was unusable and the old one was followed.
+        predicted_cost: (M,) stage cost that the plan expects of its action, or None.
+        fallback: (M,) bool, true where the plan that was begun is unusable and the old one goes on.
         plan: the plan that is being followed.
-        x: (M, nx), the state that was planned from.
+        x: (M, nx), the estimated state.
+        k: the step of the plan that was taken.
+        followed: (M,) where the action comes from, an index into `FOLLOWED`: "gains", "plan" or "safe".
+        begun: the plan that was begun, or None.
+        delay: control steps until it is followed, or None.
     """
 
     plan_ms: float
@@ -46,30 +53,58 @@ class MPCReport:
     fallback: Tensor
     plan: Plan
     x: Tensor
+    k: int
+    followed: Tensor
+    begun: Plan | None
+    delay: int | None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A plan that is being computed. It is followed from the control step `arrives` on; its step 0 is that of `begins`.
+
+    usable: (M,) the rows that are to be followed.
+    """
+
+    plan: Plan
+    usable: Tensor
+    begins: int
+    arrives: int
 
 
 class MPC:
     """Plans from the estimated state, executes the first actions, shifts, plans again. A `Policy`.
 
-    A plan that comes with feedback gains K is followed with them between replans: clip(ū + K (x ⊖ x̄)).
+    Plans are indexed by absolute time. The one that is followed gives at each step the best that can be had of three,
+    counted in `followed`: its action corrected by its feedback gains, clip(ū + K (x ⊖ x̄)), if it has any; its action
+    as it is, where the state is not finite; the safe action, where the plan has run out or there is none.
 
     A plan that is not finite, leaves the bounds, has no finite cost or is too short is not followed: the
-    old plan goes on, moved in time, or the middle of the bounds where there is none. This is counted in
-    `fallbacks`, and warned about once. Rows whose state is not finite fare the same.
+    old plan goes on, with its gains. This is counted in `fallbacks`, and warned about once. Rows whose state is not
+    finite fare the same.
+
+    With a latency, a plan is followed only so many steps after it was begun. It is made for the state that the model
+    predicts for then, under the old plan, which is followed until then; the next one is begun when it is there.
 
     Args:
-        problem: what to solve. Its `params` stay as they are given: a moving reference is moved by
-            setting `mpc.problem` to a copy with new params.
+        problem: what to solve. Its `params` stay as they are given, for the steps of a plan: a moving reference is
+            moved by setting `mpc.problem` to a copy with new params.
         planner: how; its `check` runs now, so a mismatch fails here and not at step 400.
         estimator: from observation and info to the state.
         generator: all randomness of the planner.
-        replan_every: steps to follow a plan before the next one.
+        replan_every: steps from the beginning of one plan to that of the next.
         guess: a plan to start the first search from.
+        latency: control steps that planning takes, or "measured": the time that each plan took, over the problem's dt,
+            rounded up, and expected of the next plan too. Results then depend on the machine.
+        safe_action: (nu,), the middle of the bounds unless given.
 
     Raises:
         UnsupportedProblem: the problem lacks an ability that the planner needs.
-        ContractError: the planner returned a plan or a state of wrong types or shapes, no row's state is finite,
+        ContractError: the planner returned a plan or a state of wrong types or shapes, no row's first state is finite,
             or the number of problems M changed without a `reset`.
+
+    Reference: Howell et al. 2022, "Predictive sampling: real-time behaviour synthesis with MuJoCo", for plans that are
+        indexed by time while the next one is computed.
     """
 
     def __init__(
@@ -81,22 +116,38 @@ class MPC:
         generator: Generator,
         replan_every: int = 1,
         guess: Plan | None = None,
+        latency: int | Literal["measured"] = 0,
+        safe_action: Tensor | None = None,
     ):
         if not 1 <= replan_every <= problem.horizon:
             raise ContractError(
                 f"MPC needs 1 ≤ replan_every ≤ horizon = {problem.horizon}, but got {replan_every}."
             )
+        if latency != "measured" and (
+            not isinstance(latency, int) or isinstance(latency, bool) or not 0 <= latency <= problem.horizon
+        ):
+            raise ContractError(
+                f"MPC needs a latency of 0 to horizon = {problem.horizon} control steps, or "
+                f'"measured", but got {latency!r}.'
+            )
         planner.check(problem)
         self.problem, self.planner, self.estimator = problem, planner, estimator
         self.generator, self.replan_every, self.guess = generator, replan_every, guess
+        self.latency = latency
+        self.safe_action = safe_action_of(problem, safe_action)
         self.fallbacks = 0
+        self.followed = dict.fromkeys(FOLLOWED, 0)
         self.report: MPCReport | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._state: Any = None
+        self._now = 0  # control steps since the start
         self._plan: Plan | None = None
-        self._used = 0  # actions of the plan that were executed
+        self._begins = 0  # the control step of the plan's step 0
+        self._pending: Pending | None = None
+        self._begun: int | None = None  # when the last plan was
+        self._took = 0  # control steps, where they are measured
         self._restart: Tensor | None = None  # (M,) rows whose episode ended
         self._last_action: Tensor | None = None
 
@@ -112,23 +163,30 @@ class MPC:
         self.estimator.reset(mask)
         if mask is None or self._plan is None:
             self._clear()
-        else:
-            self._restart = mask if self._restart is None else self._restart | mask
-            if self._last_action is not None:
-                self._last_action = torch.where(mask[:, None], 0.0, self._last_action)
+            return
+        steps = self._plan.actions.shape[1]
+        self._plan = either(self._plan, ~mask, later(self._plan, steps, steps, self.safe_action))
+        if self._pending is not None:
+            self._pending = dataclasses.replace(self._pending, usable=self._pending.usable & ~mask)
+        self._restart = mask if self._restart is None else self._restart | mask
+        if self._last_action is not None:
+            self._last_action = torch.where(mask[:, None], 0.0, self._last_action)
 
     def state_dict(self) -> dict[str, Any]:
         """What is carried from step to step, as a tree of tensors for a checkpoint; a stateful estimator is not in it."""
-        plan = self._plan
+        pending = None if self._pending is None else _fields(self._pending)
         return {
             "planner": None if self._state is None else _fields(self._state),
-            "plan": None
-            if plan is None
-            else {name: value for name, value in _fields(plan).items() if name != "info"},
-            "used": self._used,
+            "plan": None if self._plan is None else _numbers(self._plan),
+            "pending": None if pending is None else {**pending, "plan": _numbers(pending["plan"])},
+            "now": self._now,
+            "begins": self._begins,
+            "begun": self._begun,
+            "took": self._took,
             "restart": self._restart,
             "last_action": self._last_action,
             "fallbacks": self.fallbacks,
+            "followed": dict(self.followed),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,15 +195,18 @@ class MPC:
         Raises:
             ContractError: it is of another planner, or of other sizes.
         """
-        check_state(
-            "MPC", state, {"planner": dict | None, "plan": dict | None, "used": int, "fallbacks": int}
-        )
+        trees, numbers = ("planner", "plan", "pending"), ("now", "begins", "took", "fallbacks")
+        check_state("MPC", state, dict.fromkeys(trees, dict | None) | dict.fromkeys(numbers, int))
+        check_state("MPC", state, {"begun": int | None, "followed": dict})
         check_state("MPC", state, {"restart": Tensor | None, "last_action": Tensor | None})
         self._clear()
-        self._used, self._restart, self._last_action = state["used"], state["restart"], state["last_action"]
-        self.fallbacks = state["fallbacks"]
+        self._now, self._begins, self._begun = state["now"], state["begins"], state["begun"]
+        self._took, self._restart, self._last_action = state["took"], state["restart"], state["last_action"]
+        self.fallbacks, self.followed = state["fallbacks"], dict(state["followed"])
         if state["plan"] is not None:
             self._plan = Plan(**state["plan"])
+        if state["pending"] is not None:
+            self._pending = Pending(**{**state["pending"], "plan": Plan(**state["pending"]["plan"])})
         if state["planner"] is not None:
             like = state["plan"]["actions"]
             x0 = like.new_zeros(len(like), self.problem.dynamics.nx)
@@ -165,65 +226,116 @@ class MPC:
                 f"MPC plans for M = {len(self._plan.actions)} problems, but got {len(x)} states. "
                 "Call reset() before their number changes."
             )
-        output = self.problem.dynamics.output
-        state_error = output_error = None
-        if self._plan is not None and self._plan.states is not None:
-            expected = self._plan.states[:, self._used]
-            # What is not measured cannot be compared.
-            found = self.estimator.completed(x, expected) if isinstance(self.estimator, Padded) else x
-            state_error = (expected - found).abs().amax(-1)
-            output_error = (output(expected) - output(found)).abs().amax(-1)
-            if self._restart is not None:  # another episode was not predicted
-                state_error = torch.where(self._restart, torch.nan, state_error)
-                output_error = torch.where(self._restart, torch.nan, output_error)
+        state_error, output_error = self._errors(x)
+        self._arrive()
         plan_ms, fallback = 0.0, torch.zeros(len(x), dtype=torch.bool)
-        if self._plan is None or self._used >= self.replan_every or self._restart is not None:
+        begun, delay = None, None
+        if self._pending is None and (
+            self._begun is None or self._now - self._begun >= self.replan_every or self._restart is not None
+        ):
             tic = time.perf_counter()
-            fallback = self._replan(x)
+            self._pending = self._begin(x)
             plan_ms = 1e3 * (time.perf_counter() - tic)
-        assert self._plan is not None  # _replan sets it
-        plan, k = self._plan, self._used
-        predicted = None
-        if plan.states is not None:
-            p = self.problem.params
-            p_k = None if p is None else (p[k] if p.ndim == 2 else p[:, k])
-            predicted = self.problem.cost.stage(
-                output(plan.states[:, k]), plan.actions[:, k], output(plan.states[:, k + 1]), k, p_k
-            )
-        action = self._corrected(plan, k, x)
-        self._used += 1
+            begun, fallback = self._pending.plan, ~self._pending.usable
+            if self.latency == "measured":
+                self._took = math.ceil(1e-3 * plan_ms / self.problem.dynamics.dt)
+                self._pending = dataclasses.replace(self._pending, arrives=self._now + self._took)
+            delay = max(self._pending.begins, self._pending.arrives) - self._now
+            self._arrive()
+        assert self._plan is not None  # _begin sets it
+        plan, k = self._plan, self._now - self._begins
+        action, followed = follow(self.problem, plan, k, x, self.safe_action)
+        for name, rows in zip(FOLLOWED, followed.bincount(minlength=len(FOLLOWED)).tolist(), strict=True):
+            self.followed[name] += rows
+        self._now += 1
         self._last_action = action
-        self.report = MPCReport(plan_ms, state_error, output_error, predicted, fallback, plan, x)
+        predicted = self._predicted_cost(plan, k)
+        self.report = MPCReport(
+            plan_ms, state_error, output_error, predicted, fallback, plan, x, k, followed, begun, delay
+        )
         return action
 
-    def _corrected(self, plan: Plan, k: int, x: Tensor) -> Tensor:
-        """The plan's action (M, nu) at step k, with its feedback on how far x is from where it expected to be."""
-        action, dynamics = plan.actions[:, k], self.problem.dynamics
-        if k == 0 or plan.K is None or plan.states is None:
-            return action
-        expected = plan.states[:, k]
-        dx = dynamics.difference(expected, x) if hasattr(dynamics, "difference") else x - expected
-        moved = action + (plan.K[:, k] @ dx.to(action)[..., None])[..., 0]
-        if isinstance(self.problem.actions, Box):
-            moved = self.problem.actions.clip(moved)
-        # Where an old plan is followed, or x is lost, there is nothing to correct by.
-        return torch.where(torch.isfinite(moved).all(-1, keepdim=True), moved, action)
+    def _errors(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """How far x (M, nx) is from where the plan expected to be now, as states and as outputs, (M,)."""
+        if self._plan is None or self._plan.states is None:
+            return None, None
+        k, states = self._now - self._begins, self._plan.states
+        expected = states[:, k] if k < states.shape[1] else torch.full_like(x, torch.nan)
+        # What is not measured cannot be compared.
+        found = self.estimator.completed(x, expected) if isinstance(self.estimator, Padded) else x
+        output = self.problem.dynamics.output
+        return (expected - found).abs().amax(-1), (output(expected) - output(found)).abs().amax(-1)
 
-    def _replan(self, x: Tensor) -> Tensor:
-        """Plan from x and keep the result; return where it was unusable and the old plan goes on (M,)."""
-        problem, old, used = self.problem, self._plan, self._used
+    def _predicted_cost(self, plan: Plan, k: int) -> Tensor | None:
+        """The stage cost (M,) that the plan expects of its step k; NaN where it has run out."""
+        if plan.states is None:
+            return None
+        if k >= plan.actions.shape[1]:
+            return torch.full_like(plan.cost, torch.nan)
+        output, p = self.problem.dynamics.output, self.problem.params
+        p_k = None if p is None else (p[k] if p.ndim == 2 else p[:, k])
+        cost: Tensor = self.problem.cost.stage(
+            output(plan.states[:, k]), plan.actions[:, k], output(plan.states[:, k + 1]), k, p_k
+        )
+        return cost if plan.length is None else torch.where(k < plan.length, cost, torch.nan)
+
+    def _arrive(self) -> None:
+        """Follow the plan that is being computed, if its time has come."""
+        new = self._pending
+        if new is None or self._now < max(new.begins, new.arrives):
+            return
+        assert self._plan is not None  # _begin sets it
+        n, steps = new.begins - self._begins, new.plan.actions.shape[1]
+        old = later(self._plan, n, steps, self.safe_action)
+        self._plan, self._begins, self._pending = either(new.plan, new.usable, old), new.begins, None
+
+    def _begin(self, x: Tensor) -> Pending:
+        """Plan from where x (M, nx) will have led when the plan arrives."""
+        problem = self.problem
         if problem.params is not None and problem.params.ndim == 3 and len(problem.params) != len(x):
             raise ContractError(
                 f"MPC needs params (M, H+1, np) for M = {len(x)} problems, but got {tuple(problem.params.shape)}."
             )
+        if self._plan is None:
+            self._plan, self._begins = idle(problem, x, self.safe_action), self._now
+        old, k = self._plan, self._now - self._begins
+        ahead = min(self._took, problem.horizon) if self.latency == "measured" else self.latency
+        if ahead:
+            x = predict(problem, old, k, x, ahead, self.safe_action, generator=self.generator)
         known = torch.isfinite(x).all(-1)
+        if known.any() or self._begun is None:
+            plan, faults = self._search(x, known, old.actions[:, : k + ahead])
+        else:
+            plan, faults, self._state = old, {"the state is not finite": ~known}, None
+        self._begun, self._restart = self._now, None
+        usable = ~torch.stack(list(faults.values())).any(0)
+        if not usable.all() and not self.fallbacks:
+            row = int((~usable).nonzero()[0, 0])
+            fault = next(text for text, rows in faults.items() if rows[row])
+            warnings.warn(
+                f"A plan of {type(self.planner).__name__} for row {row} is not followed: {fault}. An older plan, or "
+                "the safe action, is followed instead. This is said once; `fallbacks` counts.",
+                PlanWarning,
+                stacklevel=3,
+            )
+        self.fallbacks += int((~usable).sum())
+        return Pending(plan, usable, self._now + ahead, self._now + ahead)
+
+    def _search(self, x: Tensor, known: Tensor, taken: Tensor) -> tuple[Plan, dict[str, Tensor]]:
+        """The planner's plan from x, and what is wrong with it in which rows (M,).
+
+        Args:
+            known: (M,), where x is finite.
+            taken: (M, n, nu), what is done between the beginnings of the planner's last plan and of this one.
+        """
+        problem = self.problem
         if known.any() and not known.all():  # one lost row must not stop the others
             x = torch.where(known[:, None], x, x[known][0])
         if self._state is None:
             self._state = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
             check_planner_state(type(self.planner).__name__, self._state, len(x))
-        elif old is not None:
-            self._state = self.planner.shift(self._state, old.actions[:, :used], x)
+        else:
+            self._state = self.planner.shift(self._state, taken, x)
         if self._restart is not None:
             fresh = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
             self._state = where(self._restart, fresh, self._state)
@@ -236,85 +348,22 @@ class MPC:
             )
         plan: Plan = returned[0]
         self._state = returned[1]
-        self._check_plan(plan, len(x))
-        steps = plan.actions.shape[1]
-        finite = torch.isfinite(plan.actions).all((-1, -2))
-        inside = torch.ones_like(finite)
-        if isinstance(problem.actions, Box):
-            inside = problem.actions.contains(plan.actions).all(-1)
-        priced = ~torch.isnan(plan.cost) & (plan.cost < torch.inf)
-        long = torch.ones_like(finite) if plan.length is None else plan.length >= self.replan_every
-        usable = known & finite & inside & priced & long
-        broken = ~(known & finite)
+        check_shapes(type(self.planner).__name__, plan, problem, M=len(x), least=self._least)
+        faults = {"the state is not finite": ~known, **faults_of(plan, problem, least=self._least)}
+        broken = ~(known & torch.isfinite(plan.actions).all((-1, -2)))
         if broken.any():  # or the planner could start from NaN for ever
             fresh = self.planner.init(problem, x, generator=self.generator, guess=self.guess)
             self._state = where(broken, fresh, self._state)
-        if not usable.all() and not self.fallbacks:
-            reasons = {
-                "the state is not finite": known,
-                "its actions are not finite": finite | ~known,
-                "its actions leave the bounds": inside | ~finite,
-                "its cost is not finite: every candidate diverged, or the task returns NaN": priced,
-                f"it has fewer than {self.replan_every} valid steps": long,
-            }
-            reason = next(text for text, fine in reasons.items() if not fine.all())
-            warnings.warn(
-                f"A plan of {type(self.planner).__name__} for row {int((~usable).nonzero()[0, 0])} is not followed: "
-                f"{reason}. An older plan, or the middle of the bounds, is followed instead. This is said once; "
-                "`fallbacks` counts.",
-                PlanWarning,
-                stacklevel=3,
-            )
-        if not usable.all():
-            rest = self._default(plan.actions)
-            if old is not None:
-                end = old.actions[:, -1:].expand(-1, steps, -1)  # plans may differ in length
-                moved = torch.cat([old.actions[:, used:], end], 1)[:, :steps]
-                rest = (
-                    moved if self._restart is None else torch.where(self._restart[:, None, None], rest, moved)
-                )
-            actions = torch.where(usable[:, None, None], plan.actions, rest)
-            states = plan.states
-            if states is not None:  # what is predicted of an abandoned plan says nothing of the old one
-                states = torch.where(usable[:, None, None], states, torch.nan)
-            plan = dataclasses.replace(plan, actions=actions, states=states)
-            self.fallbacks += int((~usable).sum())
-        self._plan, self._used, self._restart = plan, 0, None
-        return ~usable
+        return plan, faults
 
-    def _check_plan(self, plan: Plan, M: int) -> None:
-        """Refuse what is no tensor or of a wrong shape: it would broadcast, or fail far from here."""
-        H, dynamics = self.problem.horizon, self.problem.dynamics
-        shape: tuple[int, ...] = getattr(plan.actions, "shape", ())
-        steps = shape[1] if len(shape) == 3 and self.replan_every <= shape[1] <= H else H
-        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "actions (M, H, nu)": (plan.actions, (M, steps, dynamics.nu)),
-            "cost (M,)": (plan.cost, (M,)),
-        }
-        if plan.states is not None:
-            wanted["states (M, H+1, nx), x0 first,"] = (plan.states, (M, steps + 1, dynamics.nx))
-        if plan.K is not None:
-            ndx = getattr(dynamics, "ndx", dynamics.nx)
-            wanted["K (M, H, nu, ndx)"] = (plan.K, (M, steps, dynamics.nu, ndx))
-        if plan.length is not None:
-            wanted["length (M,)"] = (plan.length, (M,))
-        for what, (value, sizes) in wanted.items():
-            if not isinstance(value, Tensor) or value.shape != sizes:
-                got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise ContractError(
-                    f"{type(self.planner).__name__}.plan must return {what} = {sizes}, but returned {got}."
-                )
+    @property
+    def _least(self) -> int:
+        """Steps that a plan must have: it is followed for so long."""
+        return self.replan_every if self.latency == "measured" else max(self.replan_every, self.latency)
 
-    def _default(self, like: Tensor) -> Tensor:
-        """The action to take where there is no plan at all: the middle of the bounds, or what is nearest to 0."""
-        actions = self.problem.actions
-        if isinstance(actions, Box):
-            middle = torch.where(
-                torch.isfinite(actions.center), actions.center, actions.clip(torch.zeros_like(actions.low))
-            )
-        else:
-            middle = actions.values[0]
-        return middle.to(like).expand_as(like)
+
+def _numbers(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in _fields(plan).items() if name != "info"}
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from mbrl import (
     UnsupportedProblem,
 )
 from mbrl.estimators import Padded
+from mbrl.following import FOLLOWED
 from mbrl.planners import ICEM, ILQR
 from tests.problems import DoubleIntegrator, Quadratic, box, lq_problem, seeded
 
@@ -165,15 +166,17 @@ def test_a_plan_that_cannot_be_used_leaves_the_old_one(change: Callable[[Plan], 
     assert policy(X)[:, 0].tolist() == [1.0, 1.0]
     with pytest.warns(PlanWarning, match=f"Scripted for row 1 is not followed: .*{reason}"):
         second = policy(X)[1, 0].item()
-    # Row 1 follows its first plan, step after step, and stays at its end.
+    # Row 1 follows its first plan, step after step, and takes the safe action after its end.
     with warnings.catch_warnings():
         warnings.simplefilter("error", PlanWarning)  # it was said once
         old = [second, *(policy(X)[1, 0].item() for _ in range(5))]
-    assert old == pytest.approx([1.01, 1.02, 1.03, 1.04, 1.04, 1.04])
+    assert old == pytest.approx([1.01, 1.02, 1.03, 1.04, 0.0, 0.0])
     assert policy.fallbacks == 6
     assert policy.report is not None and policy.report.fallback.tolist() == [False, True]
     assert policy.report.predicted_cost is not None
     assert torch.isnan(policy.report.predicted_cost).tolist() == [False, True]
+    assert [FOLLOWED[i] for i in policy.report.followed] == ["plan", "safe"]
+    assert policy.followed == {"gains": 0, "plan": 12, "safe": 2}
 
 
 def test_without_an_old_plan_the_middle_of_the_bounds_is_taken() -> None:
@@ -310,7 +313,7 @@ def test_prediction_error() -> None:
     policy(x)
     assert policy.report is not None and policy.report.state_error is None
     for k in range(3):
-        x = plant.step(x, policy.report.plan.actions[:, policy._used - 1], 0)
+        x = plant.step(x, policy.report.plan.actions[:, policy.report.k], 0)
         x = x + torch.tensor([[0.0, 0.0], [0.25, 0.0]], dtype=torch.float64) * (k == 1)  # a push of row 1
         policy(x)
         assert policy.report.state_error is not None
@@ -375,7 +378,7 @@ def test_shorter_plans_are_followed_and_fallen_back_on() -> None:
         return short if n == 1 else replace(plan, cost=plan.cost + math.inf)
 
     policy = mpc(Scripted(spoil=spoil))
-    assert [policy(X)[0, 0].item() for _ in range(4)] == pytest.approx([1.0, 1.01, 1.01, 1.01])
+    assert [policy(X)[0, 0].item() for _ in range(4)] == pytest.approx([1.0, 1.01, 0.0, 0.0])
 
 
 def test_a_shorter_plan_that_cannot_be_used_meets_a_reset_of_some_rows() -> None:

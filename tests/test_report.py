@@ -16,12 +16,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from mbrl import MPC, FullState
+from mbrl import MPC, Box, FullState, Problem
 from mbrl.envs import make_world
 from mbrl.errors import MissingExtra, RunFolderError
-from mbrl.experiments import charts, mpc, replay, report, video
+from mbrl.experiments import charts, motion_plots, mpc, replay, report, video
 from mbrl.experiments.recording import Recording, tracked_body, walks
 from mbrl.planners import CEM, PredictiveSampling
+from tests.problems import DoubleIntegrator
 
 STEPS, HORIZON = 4, 6
 
@@ -33,10 +34,11 @@ def record(name: str) -> Recording:
     policy = MPC(problem, planner, estimator=FullState(), generator=torch.Generator().manual_seed(0))
     env = world.make()
     obs, info = env.reset(seed=0)
-    recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [])
+    recording = Recording(world, problem, [torch.as_tensor(info["state"])], [], [], [])
     total = 0.0
     for step in range(STEPS):
-        obs, reward, _, _, info = env.step(policy(obs, info)[0].numpy().astype(np.float32))
+        action = policy(obs, info)[0]
+        obs, reward, _, _, info = env.step(action.numpy().astype(np.float32))
         total += float(reward)
         row = {
             "step": step,
@@ -48,6 +50,7 @@ def record(name: str) -> Recording:
         row |= mpc.measure(policy.report, float(reward), problem.dynamics.dt)
         recording.add(
             torch.as_tensor(info["state"]),
+            action,
             policy.report.plan,
             row | {"terminated": 0, "truncated": 0, "diverged": 0},
         )
@@ -168,11 +171,73 @@ def test_a_full_disk_leaves_no_part_of_a_report(recording: Recording, tmp_path: 
 def test_charts_survive_odd_numbers() -> None:
     assert charts.line_chart([1.0], {"a": [None]}, label="a") == ""
     assert charts.histogram([], label="a") == ""
+    assert charts.phase_chart([math.nan], [1.0], xlabel="q", label="v") == ""
+    assert charts.phase_chart([1.0, 1.0], [0.0, math.inf], xlabel="q", label="v").count("<circle") == 2
     for values in ([0.0, 0.0], [math.nan, 2.0], [1e-300, 1e300], [-5.0, -5.0], [None, math.inf]):
         chart = charts.line_chart([0.1, 0.2], {"a": values}, label="a <b>")
         assert "nan" not in chart and "inf" not in chart and "<b>" not in chart
     assert charts.line_chart([1.0, 2.0, 3.0], {"a": [1.0, None, 3.0]}, label="a").count("L") == 1
     assert 'class="limit"' in charts.histogram([3.0, 3.0, 9.0], label="ms", limit=5.0)
+
+
+def test_controls_are_drawn_between_their_bounds() -> None:
+    chart = charts.line_chart(
+        [0.0, 1.0, 2.0], {"u": [0.0, 2.0, 2.0]}, label="u", limits=(-1.0, 3.0, math.inf), held=True
+    )
+    low, high = (float(y) for y in re.findall(r'class="limit"[^>]*y1="([\d.]+)"', chart))
+    (path,) = re.findall(r'class="line s0" d="([^"]+)"', chart)
+    found = re.fullmatch(r"M58.0 ([\d.]+)h0.1H282.0V([\d.]+)H506.0V([\d.]+)", path)  # holds, then jumps
+    assert found is not None
+    zero, two, end = map(float, found.groups())
+    assert (low - zero) / (low - high) == pytest.approx(0.25, abs=0.01)
+    assert (low - two) / (low - high) == pytest.approx(0.75, abs=0.01) and two == end
+
+
+def test_what_was_sent_and_where_it_led_is_drawn(recording: Recording) -> None:
+    text = motion_plots.controls(recording)
+    assert text.count("<path") == 2 and "joint0" in text and "the bounds, -1 and 1" in text
+    text = motion_plots.portraits(recording)  # not of the target, which stands still
+    assert sorted(re.findall(r"Phase portrait: ([a-z0-9]+)<", text)) == ["joint0", "joint1"]
+    joints = recording.joints()
+    model = recording.world.model
+    assert list(joints) == [model.joint(i).name for i in range(model.njnt)]
+    data = mujoco.MjData(model)
+    for t, state in enumerate(recording.states):
+        row = state.numpy()[: -recording.problem.dynamics.ny]
+        mujoco.mj_setState(model, data, row, mujoco.mjtState.mjSTATE_INTEGRATION)
+        for i, (_, positions, velocities) in enumerate(joints.values()):
+            assert (positions[t], velocities[t]) == (data.qpos[i], data.qvel[i])
+    turn = model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE
+    assert [turns for turns, _, _ in joints.values()] == turn.tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyControls(DoubleIntegrator):
+    nu: int = 8
+
+
+def test_of_many_controls_those_that_vary_most_are_drawn(recording: Recording) -> None:
+    """Eight controls of two bounds, of which the first two stand still."""
+    low, high = torch.full((8,), -1.0), torch.tensor([1.0] * 5 + [2.0] * 3)
+    problem: Problem[Any, Any, Any] = Problem(ManyControls(), recording.problem.cost, Box(low, high), HORIZON)
+    wave = torch.arange(8.0).clamp(min=1) - 1
+    actions = [0.01 * k * wave for k in range(STEPS)]
+    text = motion_plots.controls(dataclasses.replace(recording, problem=problem, actions=actions))
+    assert re.findall(r"control (\d)<", text) == [str(i) for i in range(2, 8)]
+    assert text.count("The 6 of 8 that vary most.") == text.count("<svg") == 2
+    assert text.index("the bounds, -1 and 1") < text.index("the bounds, -1 and 2")
+
+
+def test_cost_per_iteration_is_of_distinct_plans(recording: Recording) -> None:
+    assert motion_plots.convergence(recording) == ""  # a sampling planner does not tell
+    infos = [{"costs": torch.tensor([[9.0, n, 1.0][: n + 1]])} for n in (2, 1, 1, 1)]
+    plans = [dataclasses.replace(recording.plans[0], info=info) for info in infos]
+    plans[2] = dataclasses.replace(plans[1])  # followed for another step
+    text = motion_plots.convergence(dataclasses.replace(recording, plans=plans))
+    dt = recording.problem.dynamics.dt
+    assert re.findall(r"from ([\d.]+) s<", text) == [f"{k * dt:.3g}" for k in (0, 1, 3)]
+    assert [path.count("L") for path in re.findall(r' d="([^"]+)"', text)] == [2, 1, 1]
+    assert 'class="cursor"' not in text  # iterations are no time
 
 
 @pytest.fixture

@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mbrl import Autodiff, Box, ContractError, Plan, Problem, UnknownName, check_dynamics, evaluate
+from mbrl import (
+    Autodiff,
+    Box,
+    ContractError,
+    Plan,
+    Problem,
+    UnknownName,
+    check_dynamics,
+    evaluate,
+    quaternions,
+)
 from mbrl.envs import gym_world
 from mbrl.envs.gym_tasks import TASKS
 from mbrl.envs.systems import (
@@ -29,6 +39,7 @@ from mbrl.envs.systems import (
     System,
     Unicycle,
 )
+from mbrl.experiments.benchmarks import upside_down
 from mbrl.horizon import AffinePolicy, TorchHorizon
 from mbrl.planners import DDP, ILQR
 from mbrl.symbolic import Symbolic, trace
@@ -318,3 +329,19 @@ def test_car_parking() -> None:
 
 def park(planner: ILQR, problem: Problem[Any, Any, Box], x0: Tensor) -> Plan:
     return planner.plan(problem, x0, planner.init(problem, x0, generator=seeded()), generator=seeded())[0]
+
+
+def test_a_quadrotor_rights_itself() -> None:
+    """From three starts with the rotors below, which need no other guess than hovering thrust, within the limits."""
+    config = upside_down.Config(iterations=120)
+    x0 = upside_down.upside_down(6, generator=seeded())[[1, 4, 5]]
+    up = quaternions.rotate(x0[:, 3:7], torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(3, 3))
+    assert (up[:, 2] < -0.5).all()
+    thrust = torch.full((3, config.horizon, 4), upside_down.SHARE)
+    plan = upside_down.fly(config, x0, thrust, generator=seeded())
+    assert (upside_down.end(plan) <= 0.05).all()
+    assert plan.actions.min() >= 0 and plan.actions.max() <= 2 * upside_down.SHARE
+    x = x0
+    for k in range(config.horizon):  # the plan's states are those of the system itself
+        x = Discretized(upside_down.QUADROTOR, config.dt).step(x, plan.actions[:, k], k)
+    assert (upside_down.distance(x) <= 0.05).all()

@@ -17,7 +17,14 @@ import numpy as np
 import scipy.stats
 
 from mbrl.envs import WORLDS
-from mbrl.experiments.benchmarks import exploration, ilqr_mpc, ilqr_speed, jacobian_speed, returns
+from mbrl.experiments.benchmarks import (
+    exploration,
+    feedback,
+    ilqr_mpc,
+    ilqr_speed,
+    jacobian_speed,
+    returns,
+)
 from mbrl.experiments.benchmarks.pets_speed import cells
 from mbrl.experiments.benchmarks.record import RESULTS, interval
 from mbrl.experiments.benchmarks.robustness import ARMS
@@ -256,8 +263,8 @@ def likelihood() -> str:
 
 
 def swing_up() -> str:
-    result = next(iter(load("swing_up.json")), None)
-    if result is None:
+    results = [*load("swing_up.json"), *load("upside_down.json")]
+    if not results:
         return ""
     rows = (
         (
@@ -268,9 +275,24 @@ def swing_up() -> str:
             f"{case['arrived']} of {case['starts']}",
             f"{case['worst']:.3f}",
         )
+        for result in results
         for name, case in result["cases"].items()
     )
     return table(("system", "limit of u", "seconds", "arrived unaided", "arrived", "worst end"), rows)
+
+
+def feedback_mpc() -> str:
+    rows = []
+    for case in load("feedback/*.json"):
+        cells = {(cell["every"], cell["latency"], cell["gains"]): cell for cell in case["cells"]}
+        latencies = sorted({latency for _, latency, _ in cells})
+        for every in sorted({every for every, _, _ in cells}):
+            for latency in dict.fromkeys((latencies[0], latencies[-1])):
+                arms = (cells[every, latency, gains] for gains in (True, False))
+                texts = (text for arm in arms for text in feedback.shown(arm))
+                rows.append((case["case"], str(every), str(latency), *texts))
+    head = ("system", "plan every", "latency", "cost, gains", "fallen", "cost, no gains", "fallen")
+    return table(head, rows) if rows else ""
 
 
 def jacobians() -> str:
@@ -574,6 +596,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "honest-uncertainty": honest_uncertainty,
     "likelihood": likelihood,
     "swing-up": swing_up,
+    "feedback": feedback_mpc,
     "jacobians": jacobians,
     "ilqr-mpc": ilqr_on_robots,
     "pushed-go2": pushed_go2,
