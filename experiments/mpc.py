@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from mbrl.derivatives import FiniteDifference
+from mbrl.derivatives import Autodiff, FiniteDifference
 from mbrl.envs import WORLDS, Pendulum, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.estimators import FullState, Measured, Padded
@@ -28,7 +28,7 @@ from mbrl.experiments.report import write_report
 from mbrl.experiments.video import write_video
 from mbrl.following import FOLLOWED
 from mbrl.mpc import MPC, MPCReport
-from mbrl.planners import CEM, CMAES, ICEM, ILQR, MPPI, PredictiveSampling, RandomShooting
+from mbrl.planners import CEM, CMAES, DDP, FDDP, ICEM, ILQR, MPPI, PredictiveSampling, RandomShooting
 from mbrl.problem import Problem
 from mbrl.protocols import Estimator, Planner
 from mbrl.runs import RunFolder
@@ -43,8 +43,10 @@ PLANNERS: dict[str, type[Any]] = {
     "predictive-sampling": PredictiveSampling,
     "cma-es": CMAES,
     "ilqr": ILQR,
+    "fddp": FDDP,
+    "ddp": DDP,
 }
-STARTS = {"ilqr": ILQR(iterations=3)}
+STARTS = {"ilqr": ILQR(iterations=3), "fddp": FDDP(iterations=3), "ddp": DDP(iterations=3)}
 """Planners whose defaults, made for one plan, are too slow for a plan at each step."""
 HEALTH = (
     "effective_samples",
@@ -69,8 +71,8 @@ COLUMNS = (
 class Config(Generic[P]):
     """Control a robot by planning in its simulator; leaves metrics, a video and a report.
 
-    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es | ilqr and
-    its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es | ilqr |
+    fddp | ddp (on a learned model) and its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
 
     Attributes:
         planner: what searches for actions; --planner NAME on the command line.
@@ -167,6 +169,14 @@ class Config(Generic[P]):
             raise ContractError(f"A run needs a finite budget_ms > 0, but got {self.budget_ms}.")
 
 
+def with_derivatives(problem: Problem[Any, Any, Any], planner: ILQR) -> Any:
+    """The problem's dynamics with what the planner needs: second derivatives of a network, first ones of a simulator."""
+    dynamics = problem.dynamics
+    if not hasattr(dynamics, "linearize"):
+        return FiniteDifference(dynamics, problem.actions)
+    return Autodiff(dynamics) if planner.exact and not hasattr(dynamics, "curvature") else dynamics
+
+
 def main(config: Config[Any], console: Console | None = None) -> Path:
     """Run one episode and return its folder.
 
@@ -183,8 +193,8 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
     planner = config.planner
     world = make_world(config.env)
     problem, estimator = plan_in(config, world)
-    if isinstance(planner, ILQR) and not hasattr(problem.dynamics, "linearize"):
-        problem = dataclasses.replace(problem, dynamics=FiniteDifference(problem.dynamics, problem.actions))
+    if isinstance(planner, ILQR):
+        problem = dataclasses.replace(problem, dynamics=with_derivatives(problem, planner))
     policy = MPC(
         problem,
         planner,

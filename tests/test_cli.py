@@ -22,7 +22,7 @@ from mbrl.envs import gym_world
 from mbrl.experiments import cli, mpc, pets
 from mbrl.experiments.benchmarks import returns
 from mbrl.experiments.report import write_report
-from mbrl.planners import CEM, RandomShooting
+from mbrl.planners import CEM, ILQR, RandomShooting
 
 SHORT = ["mpc", "--env", "InvertedPendulum-v5", "--horizon", "5", "--no-video", "--threads", "1"]
 TINY = [*SHORT, "--planner.population", "8"]
@@ -47,9 +47,9 @@ def test_options_come_in_any_order() -> None:
     assert config == mpc.Config(planner=CEM(population=500), env="Hopper-v5")
 
 
-@pytest.mark.parametrize("name", mpc.PLANNERS)
+@pytest.mark.parametrize("name", [name for name in mpc.PLANNERS if name != "ddp"])
 def test_every_planner_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
-    options = [] if name == "ilqr" else ["--planner.population", "8"]
+    options = [] if issubclass(mpc.PLANNERS[name], ILQR) else ["--planner.population", "8"]
     options += ["--planner.elites", "3"] if name in ("cem", "icem") else []
     assert (
         cli.main([*SHORT, "--planner", name, *options, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
@@ -68,6 +68,14 @@ def test_ilqr_differentiates_the_simulator(tmp_path: Path) -> None:
     )
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Damping" in page and "Effective samples" not in page and "plans are not drawn" not in page
+
+
+def test_ddp_needs_second_derivatives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which a simulator has not; see test_learned.py for a model that has."""
+    assert cli.main([*SHORT, "--planner", "ddp", "--out", str(tmp_path / "run")]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "DDP needs" in told and "curvature" in told and "ILQR" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_latency_and_the_safe_action(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -47,8 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def balance(folder: Path | None, out: Path, *options: str) -> list[dict[str, str]]:
     """metrics.csv of 40 steps of balancing."""
-    import csv
-
     model = [] if folder is None else ["--model", str(folder)]
     code = main(
         ["mpc", "--env", ENV, "--planner", "icem", "--planner.population", "40", "--horizon", "15"]
@@ -69,6 +68,16 @@ def test_the_pole_stays_up_on_the_learned_model(folder: Path, tmp_path: Path, pr
     assert "a learned model" in report and "true simulator" not in report
     assert "plans are not drawn" in report and "expects the" not in report
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["model"]
+
+
+@pytest.mark.parametrize("planner", ["ilqr", "ddp"])
+def test_planners_with_derivatives_take_the_models(folder: Path, tmp_path: Path, planner: str) -> None:
+    """First ones in closed form, second ones by automatic differentiation of the mean."""
+    out = tmp_path / "run"
+    command = ["mpc", "--env", ENV, "--model", str(folder), "--propagation", "mean", "--planner", planner]
+    assert main([*command, "--horizon", "8", "--steps", "2", "--no-video", "--out", str(out)]) == 0
+    with (out / "metrics.csv").open() as file:
+        assert all(float(row["planner/slope"]) >= 0 for row in csv.DictReader(file))
 
 
 def test_a_model_of_another_world_is_refused(
