@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap
+from torch.func import jacfwd, jacrev, vmap
 
 from mbrl.errors import ContractError
 from mbrl.problem import Box
@@ -107,11 +107,12 @@ class Autodiff(_Wrapped):
 
     def curvature(self, x: Tensor, u: Tensor, k: int | Tensor) -> Tensor:
         """Second derivatives of the next state by (x, u) jointly, (..., ndx, n, n) with n = ndx + nu."""
-        return self._along(jacfwd(jacfwd(self._moved)), x, u, k)
+        # Reverse over forward: torch lacks the forward derivative of SiLU's slope.
+        return self._along(jacrev(jacfwd(self._moved)), x, u, k)
 
     def curvature_output(self, x: Tensor) -> Tensor:
         """Second derivatives of the output by x, (..., ny, ndx, ndx)."""
-        return self._at(jacfwd(jacfwd(self._seen)), x)
+        return self._at(jacrev(jacfwd(self._seen)), x)
 
     def _moved(self, d: Tensor, x: Tensor, u: Tensor, k: int | Tensor, x_next: Tensor) -> Tensor:
         """Where the next state goes, from x_next, if (x, u) moves by d (n,)."""
