@@ -216,7 +216,8 @@ def ladder(facts: Mapping[str, float]) -> str:
     """Where the actions came from, and how late plans were."""
     text = ""
     if facts["longest_delay"]:
-        text = f"A plan was followed {facts['delay']:g} steps after it was begun"
+        steps = "step" if facts["delay"] == 1 else "steps"
+        text = f"A plan was followed {facts['delay']:g} {steps} after it was begun"
         late = facts["longest_delay"] > facts["delay"]
         text += f" (median; at most {facts['longest_delay']:.0f}). " if late else ". "
     if facts["gains"] or facts["safe"]:
