@@ -450,7 +450,7 @@ def ilqr_speeds() -> str:
         best = max(ours, key=lambda name: ours[name]["times_faster"])
         times, wanted = ours[best]["times_faster"], case["wanted"]
         bars.append(
-            f"{case['case']} × {n}: {best.removeprefix('ours, ')} {times:.2g} times as fast as {case['against']} "
+            f"{case['case']} × {n}: {best.removeprefix('ours, ')} {float(f'{times:.2g}'):g} times as fast as {case['against']} "
             f"({wanted:g} wanted: {'met' if times >= wanted else 'not met'}), "
             f"at a higher cost in {ours[best]['higher']} of {n}"
         )
