@@ -449,8 +449,9 @@ def ilqr_speeds() -> str:
         ours = {name: side for name, side in sides.items() if name.startswith("ours")}
         best = max(ours, key=lambda name: ours[name]["times_faster"])
         times, wanted = ours[best]["times_faster"], case["wanted"]
+        factor = float(f"{times:.2g}")
         bars.append(
-            f"{case['case']} × {n}: {best.removeprefix('ours, ')} {float(f'{times:.2g}'):g} times as fast as {case['against']} "
+            f"{case['case']} × {n}: {best.removeprefix('ours, ')} {factor:g} times as fast as {case['against']} "
             f"({wanted:g} wanted: {'met' if times >= wanted else 'not met'}), "
             f"at a higher cost in {ours[best]['higher']} of {n}"
         )
