@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numba
 import torch
 from numba import njit
 
@@ -18,9 +22,25 @@ _MATH = {"contract", "reassoc", "nsz", "arcp"}
 _WORTH = 2_000  # steps of a horizon for which it pays to wake threads, which takes about 0.1 ms
 
 
+_HERE = Path(__file__).resolve().parent
+_SOURCES = ("compiled", "horizon", "horizon_kernels", "programs", "planners/box_qp", "planners/sweeps")
+
+
+@lru_cache(maxsize=1)
+def _folder() -> str:
+    """Where compiled code is kept. A kernel holds others of other files, of whose changes numba does not know."""
+    sources = b"".join((_HERE / f"{name}.py").read_bytes() for name in _SOURCES)
+    return str(_HERE / "__pycache__" / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}")
+
+
 def kernel(function: F) -> F:
     """A compiled function, kept on disk between runs, that other threads need not wait for."""
-    return cast(F, njit(function, cache=True, nogil=True, fastmath=_MATH, error_model="numpy"))
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, _folder()
+    try:
+        return cast(F, njit(function, cache=True, nogil=True, fastmath=_MATH, error_model="numpy"))
+    finally:
+        config.CACHE_DIR = before
 
 
 def in_threads(work: Callable[[int, int], None], n: int, *, steps: int) -> None:
@@ -30,11 +50,12 @@ def in_threads(work: Callable[[int, int], None], n: int, *, steps: int) -> None:
         work: calls a kernel; parts must not write to the same places.
         steps: how many steps of a horizon all of it takes.
     """
-    threads = min(torch.get_num_threads(), n)
-    if threads <= 1 or steps < _WORTH:
+    threads = torch.get_num_threads()
+    parts = min(threads, n)
+    if parts <= 1 or steps < _WORTH:
         work(0, n)
         return
-    edges = [n * i // threads for i in range(threads + 1)]
+    edges = [n * i // parts for i in range(parts + 1)]
     for done in [_pool(threads).submit(work, *part) for part in pairwise(edges)]:
         done.result()
 
@@ -42,3 +63,7 @@ def in_threads(work: Callable[[int, int], None], n: int, *, steps: int) -> None:
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="mbrl")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

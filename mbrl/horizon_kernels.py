@@ -51,7 +51,7 @@ def _roll(
     step, end = registers(loop.step, L), registers(loop.end, L)
     away, move = registers(loop.difference, L), registers(loop.retract, L)
     place = np.empty((3, L), dtype=np.int64)
-    total, alive, weight = np.zeros(L), np.ones(L), 1.0
+    total, seen, alive, weight = np.zeros(L), np.zeros(L), np.ones(L), 1.0
     outputs, gaps = loop.step.outputs, policy.gap.shape[1] > 0
     for j in range(L):
         place[0, j], place[1, j] = (start + j) // B, (start + j) % B
@@ -81,6 +81,8 @@ def _roll(
         for j in range(L):
             if alive[j] > 0.0:  # else the cost counts for nothing, and may be NaN
                 over = step[outputs[nx + 1], j]
+                for c in range(nx):
+                    seen[j] += step[outputs[c], j]
                 total[j] += weight * alive[j] * step[outputs[nx], j]
                 if over != 0.0:
                     total[j] += weight * alive[j] * loop.termination_cost * over
@@ -110,11 +112,8 @@ def _roll(
     for j in range(L):
         if alive[j] > 0.0:
             total[j] += weight * alive[j] * end[loop.end.outputs[0], j]
-        seen = total[j]
-        for t in range(H + 1):
-            for c in range(nx):
-                seen += result.states[place[0, j], place[1, j], t, c]
-        result.cost[place[0, j], place[1, j]] = total[j] if abs(seen) < np.inf else np.inf
+        finite = abs(total[j] + seen[j]) < np.inf
+        result.cost[place[0, j], place[1, j]] = total[j] if finite else np.inf
 
 
 @kernel

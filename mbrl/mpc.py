@@ -88,7 +88,8 @@ class MPC:
 
     Args:
         problem: what to solve. Its `params` stay as they are given, for the steps of a plan: a moving reference is
-            moved by setting `mpc.problem` to a copy with new params.
+            moved by setting `mpc.problem` to a copy with new params. With a latency their first row is that of the step
+            at which the plan arrives.
         planner: how; its `check` runs now, so a mismatch fails here and not at step 400.
         estimator: from observation and info to the state.
         generator: all randomness of the planner.
@@ -164,6 +165,8 @@ class MPC:
         if mask is None or self._plan is None:
             self._clear()
             return
+        if not mask.any():
+            return
         steps = self._plan.actions.shape[1]
         self._plan = either(self._plan, ~mask, later(self._plan, steps, steps, self.safe_action))
         if self._pending is not None:
@@ -233,6 +236,8 @@ class MPC:
         if self._pending is None and (
             self._begun is None or self._now - self._begun >= self.replan_every or self._restart is not None
         ):
+            if self.latency == "measured" and self._begun is None:
+                self._warm_up(x)
             tic = time.perf_counter()
             self._pending = self._begin(x)
             plan_ms = 1e3 * (time.perf_counter() - tic)
@@ -304,7 +309,7 @@ class MPC:
             x = predict(problem, old, k, x, ahead, self.safe_action, generator=self.generator)
         known = torch.isfinite(x).all(-1)
         if known.any() or self._begun is None:
-            plan, faults = self._search(x, known, old.actions[:, : k + ahead])
+            plan, faults = self._search(x, known, later(old, 0, k + ahead, self.safe_action).actions)
         else:
             plan, faults, self._state = old, {"the state is not finite": ~known}, None
         self._begun, self._restart = self._now, None
@@ -320,6 +325,14 @@ class MPC:
             )
         self.fallbacks += int((~usable).sum())
         return Pending(plan, usable, self._now + ahead, self._now + ahead)
+
+    def _warm_up(self, x: Tensor) -> None:
+        """Plan once for nothing: what happens only once, imports and compilation, is no latency of a plan."""
+        if torch.isfinite(x).all():
+            aside = torch.Generator(self.generator.device)
+            aside.set_state(self.generator.get_state())
+            state = self.planner.init(self.problem, x, generator=aside, guess=self.guess)
+            self.planner.plan(self.problem, x, state, generator=aside)
 
     def _search(self, x: Tensor, known: Tensor, taken: Tensor) -> tuple[Plan, dict[str, Tensor]]:
         """The planner's plan from x, and what is wrong with it in which rows (M,).

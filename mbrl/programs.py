@@ -48,8 +48,12 @@ def program(function: casadi.Function) -> Program:
     """The instructions of a function of SX expressions, whose results are dense.
 
     Raises:
-        ContractError: it holds an operation that the interpreter lacks.
+        ContractError: it holds an operation that the interpreter lacks, or results are sparse.
     """
+    if not all(function.sparsity_out(i).is_dense() for i in range(function.n_out())):
+        raise ContractError(
+            f"{function.name()} needs dense results to be interpreted. Give them to casadi.densify."
+        )
     starts = np.cumsum([0, *(function.numel_in(i) for i in range(function.n_in()))])
     ends = np.cumsum([0, *(function.numel_out(i) for i in range(function.n_out()))])
     inputs = int(starts[-1])
@@ -198,9 +202,9 @@ def _apply(op: int, a: float, b: float) -> Any:
     if op == _COPYSIGN:
         return math.copysign(a, b)
     if op == _FLOOR:
-        return math.floor(a)
+        return np.floor(a)
     if op == _CEIL:
-        return math.ceil(a)
+        return np.ceil(a)
     if op == _FMOD:
         return np.fmod(a, b)
     if op == _LT:

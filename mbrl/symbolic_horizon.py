@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mbrl.compiled import in_threads
+from mbrl.errors import ContractError
 from mbrl.horizon import AffinePolicy, Derivatives, Rollout
 from mbrl.horizon_kernels import Loop, expand, expand_ends, roll
 from mbrl.problem import Problem
@@ -196,12 +197,20 @@ _built = functools.lru_cache(maxsize=32)(_Expressions)
 
 
 def _expressions(problem: Problem[Symbolic, Any, Any]) -> _Expressions:
-    return _built(
-        problem.dynamics,
-        problem.cost,
-        problem.terminated,
-        problem.terminal_value,
-        params=0 if problem.params is None else problem.params.shape[-1],
-        discount=problem.discount,
-        termination_cost=problem.termination_cost,
-    )
+    try:
+        return _built(
+            problem.dynamics,
+            problem.cost,
+            problem.terminated,
+            problem.terminal_value,
+            params=0 if problem.params is None else problem.params.shape[-1],
+            discount=problem.discount,
+            termination_cost=problem.termination_cost,
+        )
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        raise ContractError(
+            "Symbolic traces dynamics and costs once and needs them to stay as they are, but one can be changed: "
+            f"{error}. Make its dataclass frozen; numbers that vary belong into Problem.params."
+        ) from error

@@ -48,6 +48,8 @@ def faults_of(plan: Plan, problem: Problem[Any, Any, Any], *, least: int) -> dic
     return {
         "its actions are not finite": ~finite,
         "its actions leave the bounds": ~inside,
-        "its cost is not finite: every candidate diverged, or the task returns NaN": ~(plan.cost < torch.inf),
+        "its cost is not finite: every candidate diverged, or the task returns NaN": ~torch.isfinite(
+            plan.cost
+        ),
         f"it has fewer than {least} valid steps": ~long,
     }

@@ -17,6 +17,7 @@ from mbrl.errors import ContractError, UnsupportedProblem, require
 from mbrl.horizon import AffinePolicy, Derivatives, Rollout, horizon_of
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
+from mbrl.rollout import follow
 
 STATUS = (
     "the iterations ran out",
@@ -52,8 +53,8 @@ class ILQR:
 
     Backward, δu = k + K δx minimises a quadratic model of the cost-to-go; forward, the controls
     clip(ū + α k + K (x ⊖ x̄)) are tried with α = 1 and, where that disappoints, with all α at once; the cheapest is
-    kept if the cost falls by more than `min_ratio` of what the model expects. Damping λ starts at 0, rises where Quu is not positive definite or no α
-    helps (the derivatives are kept then), and falls after each success. Needs `linearize`, `linearize_output` and,
+    kept if the cost falls by more than `min_ratio` of what the model expects. Damping λ starts at 0, rises where Quu is not positive definite (the
+    derivatives are kept then) or no α helps, and falls after each success. Needs `linearize`, `linearize_output` and,
     on manifolds, `retract` and `difference`.
 
     Attributes:
@@ -63,7 +64,7 @@ class ILQR:
         min_ratio: least share of the expected improvement.
         tolerance: converged where the mean over time of max |k| / (|u| + 1) is below, without damping, or where
             the cost falls by less than this share of itself squared.
-        budget_ms: if set, no iteration is begun after this many milliseconds. Results then depend on the machine.
+        budget_ms: if set, no iteration but the first is begun after this many milliseconds. Results then depend on the machine.
 
     Reference: Tassa, Erez & Todorov 2012, "Synthesis and stabilization of complex behaviors through online
         trajectory optimization"; Tassa, Mansard & Todorov 2014, "Control-limited differential dynamic programming".
@@ -133,6 +134,11 @@ class ILQR:
             raise ContractError(
                 f"{type(self).__name__} needs x0 (M, nx) = (M, {problem.dynamics.nx}), but got {tuple(x0.shape)}."
             )
+        if problem.params is not None and problem.params.ndim == 3 and len(problem.params) != M:
+            raise ContractError(
+                f"{type(self).__name__} needs params (M, H+1, np) for M = {M} problems, "
+                f"but got {tuple(problem.params.shape)}."
+            )
         x = x0.double()
         actions = problem.actions.clip(x.new_zeros(M, H, nu))
         if guess is not None:
@@ -179,10 +185,10 @@ class ILQR:
         started = time.perf_counter()
         search = _Search(self, problem, x0.double(), state)
         search.begin()
-        for _ in range(self.iterations):
+        for i in range(self.iterations):
             if not len(search.active):
                 break
-            if self.budget_ms is not None and time.perf_counter() - started > 1e-3 * self.budget_ms:
+            if i and self.budget_ms is not None and time.perf_counter() - started > 1e-3 * self.budget_ms:
                 break
             search.iterate()
         search.close()
@@ -212,7 +218,8 @@ class FDDP(ILQR):
     the cost plus a price for what is left of the gaps. A guess of states avoids the local optima, and the exploding
     rollouts, that a guess of controls leads to. `Plan.actions` are rolled out in the end, so the plan has no gaps.
 
-    The states are those of the `guess` given to `init`, and those of the last plan afterwards.
+    The states are those of the `guess` given to `init`, without one x0 at all times, and those of the last plan
+    afterwards.
 
     Reference: Giftthaler et al. 2018, "A family of iterative Gauss-Newton shooting methods"; Mastalli et al. 2020,
         "Crocoddyl", section IV.
@@ -268,7 +275,7 @@ class _Search:
         if self.planner.multiple_shooting:
             policy.x[:, 0] = self.x0
             self.policy = policy = policy._replace(gap=self._gaps())
-            self._keep(every, self._roll(every, np.zeros(1), np.zeros(1)))
+            self.progress.cost[:] = self._cost_with_gaps()
             lost = np.isinf(self.progress.cost)
             policy.gap[lost] = 0.0  # the states are no guess: roll out
             if not lost.any():
@@ -281,7 +288,8 @@ class _Search:
             middle = np.clip(np.zeros_like(policy.u[lost]), policy.low, policy.high)
             given = policy.u[lost]
             policy.k[lost], policy.u[lost] = given - middle, middle
-            self._keep(lost, self._roll(lost, self.alphas, np.zeros(len(self.alphas))))
+            less = np.append(np.logspace(0, -3, 11), 0.0)
+            self._keep(lost, self._roll(lost, less, np.zeros(len(less))))
             policy.k[lost] = 0.0
             nowhere = np.isinf(self.progress.cost[lost])
             policy.u[lost[nowhere]] = given[nowhere]
@@ -331,6 +339,19 @@ class _Search:
         difference = getattr(dynamics, "difference", lambda a, b: b - a)
         return _array(difference(x[:, 1:], reached).nan_to_num(nan=0.0))
 
+    def _cost_with_gaps(self) -> np.ndarray:
+        """(M,), of the states as they are; a rollout from gap to gap would let rounding grow."""
+        x, u = torch.from_numpy(self.policy.x), torch.from_numpy(self.policy.u)
+        result = follow(
+            self.problem,
+            self.problem.dynamics,
+            x[:, None, 0],
+            lambda t, _: u[:, None, t],
+            horizon=u.shape[1],
+            jump=lambda t, _: x[:, None, t + 1],
+        )
+        return _array(result.cost[:, 0]).copy()
+
     def close(self) -> None:
         """Roll out what has gaps left, so that the plan is one of states that will be met."""
         policy, progress = self.policy, self.progress
@@ -378,7 +399,7 @@ class _Search:
 
     def state(self) -> ILQRState:
         progress, policy = self.progress, self.policy
-        K = policy.K
+        K = policy.K.copy()
         if not np.isfinite(progress.cost).all():
             K = np.where(np.isfinite(progress.cost)[:, None, None, None], K, _array(self.given.K))
         stuck = progress.status == self.sweeps.STUCK  # the next plan must not begin with such a damping

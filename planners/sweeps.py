@@ -63,9 +63,11 @@ def _gains(
     if not _finite(i, D):
         progress.status[r] = NOT_FINITE
         return
+    K = policy.K[r].copy()
     while not _sweep(i, r, D, policy, progress, damp_state):
         raise_damping(r, progress)
         if progress.status[r] != ONGOING:
+            policy.K[r] = K
             return
     H, nu = policy.k.shape[1:]
     slope = 0.0

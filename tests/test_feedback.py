@@ -163,14 +163,15 @@ class Clock:
 
 @dataclass(frozen=True)
 class Slow(Scripted):
-    """The n-th plan takes seconds[n]; the last one's for all after it."""
+    """The n-th plan takes seconds[n], the last one's for all after it; one before them, made for nothing, a minute."""
 
     seconds: tuple[float, ...] = ()
     clock: Clock = field(default_factory=Clock)
 
     def plan(self, *args: Any, **options: Any) -> Any:
         result = super().plan(*args, **options)
-        self.clock.now += self.seconds[min(self.log.count("plan"), len(self.seconds)) - 1]
+        n = self.log.count("plan") - 1
+        self.clock.now += self.seconds[min(n, len(self.seconds)) - 1] if n else 60.0
         return result
 
 

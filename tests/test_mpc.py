@@ -136,6 +136,16 @@ def test_reset_of_some_rows_leaves_the_others_alone() -> None:
     assert policy(X)[:, 0].tolist() == pytest.approx([1.0, 1.0])
 
 
+def test_a_reset_of_no_row_changes_nothing() -> None:
+    """As vector loops call it at each step, with what has ended."""
+    planner = Scripted()
+    policy = mpc(planner, replan_every=3)
+    for _ in range(6):
+        policy(X)
+        policy.reset(torch.zeros(2, dtype=torch.bool))
+    assert planner.log == ["check", "init", "plan", "shift 3", "plan"]
+
+
 def spoiled(row: int, change: Callable[[Plan], Plan]) -> Callable[[int, Plan], Plan]:
     """From the second plan on, row `row` is changed."""
 
