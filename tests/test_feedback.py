@@ -183,9 +183,9 @@ class Slow(Scripted):
         # It is expected after 2 steps and takes 1: followed at its time, not before.
         ((0.3, 0.1), [0, 0, 1.02, 1.03, 2.00, 3.00, 4.00]),
         # It is expected after 1 step and takes 3: the old plan goes on until it has run out.
-        ((0.1, 0.6), [0, 1.01, 1.02, 1.03, 2.02, 2.03, 2.04, 3.00]),
+        ((0.1, 0.55), [0, 1.01, 1.02, 1.03, 2.02, 2.03, 2.04, 3.00]),
         # As long as plans take 7 steps, each has 5 of its own when it comes, of which none is left at first.
-        ((1.4,), [0] * 14 + [2.02, 2.03, 2.04, 0]),
+        ((1.35,), [0] * 14 + [2.02, 2.03, 2.04, 0]),
     ],
 )
 def test_latency_is_measured(
