@@ -20,23 +20,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 # NaN and inf keep their meaning: an exploding rollout must show.
 _MATH = {"contract", "reassoc", "nsz", "arcp"}
 _WORTH = 2_000  # steps of a horizon for which it pays to wake threads, which takes about 0.1 ms
-
-
 _HERE = Path(__file__).resolve().parent
 _SOURCES = ("compiled", "horizon", "horizon_kernels", "programs", "planners/box_qp", "planners/sweeps")
 
 
 @lru_cache(maxsize=1)
-def _folder() -> str:
+def _folder(parent: str) -> str:
     """Where compiled code is kept. A kernel holds others of other files, of whose changes numba does not know."""
     sources = b"".join((_HERE / f"{name}.py").read_bytes() for name in _SOURCES)
-    return str(_HERE / "__pycache__" / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}")
+    return str(Path(parent) / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}")
 
 
 def kernel(function: F) -> F:
     """A compiled function, kept on disk between runs, that other threads need not wait for."""
     config: Any = numba.config
-    before, config.CACHE_DIR = config.CACHE_DIR, _folder()
+    before = config.CACHE_DIR  # of NUMBA_CACHE_DIR, if that is set
+    config.CACHE_DIR = _folder(before or str(_HERE / "__pycache__"))
     try:
         return cast(F, njit(function, cache=True, nogil=True, fastmath=_MATH, error_model="numpy"))
     finally:

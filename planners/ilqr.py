@@ -53,9 +53,9 @@ class ILQR:
 
     Backward, δu = k + K δx minimises a quadratic model of the cost-to-go; forward, the controls
     clip(ū + α k + K (x ⊖ x̄)) are tried with α = 1 and, where that disappoints, with all α at once; the cheapest is
-    kept if the cost falls by more than `min_ratio` of what the model expects. Damping λ starts at 0, rises where Quu is not positive definite (the
-    derivatives are kept then) or no α helps, and falls after each success. Needs `linearize`, `linearize_output` and,
-    on manifolds, `retract` and `difference`.
+    kept if the cost falls by more than `min_ratio` of what the model expects. Damping λ starts at 0, rises where Quu
+    is not positive definite (the derivatives are kept then) or no α helps, and falls after each success. Needs
+    `linearize`, `linearize_output` and, on manifolds, `retract` and `difference`.
 
     Attributes:
         iterations: at most; an MPC gets far with a few, since it starts from its last plan.
@@ -64,7 +64,8 @@ class ILQR:
         min_ratio: least share of the expected improvement.
         tolerance: converged where the mean over time of max |k| / (|u| + 1) is below, without damping, or where
             the cost falls by less than this share of itself squared.
-        budget_ms: if set, no iteration but the first is begun after this many milliseconds. Results then depend on the machine.
+        budget_ms: if set, no iteration but the first is begun after this many milliseconds. Results then depend on
+            the machine.
 
     Reference: Tassa, Erez & Todorov 2012, "Synthesis and stabilization of complex behaviors through online
         trajectory optimization"; Tassa, Mansard & Todorov 2014, "Control-limited differential dynamic programming".
