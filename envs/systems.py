@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -300,6 +301,18 @@ class Discretized:
     def output(self, x: Tensor) -> Tensor:
         return x
 
+    def ode(self, x: Tensor, u: Tensor) -> Tensor:
+        """ẋ (..., nx)."""
+        return self.system.ode(x, u, None if self.p is None else self.p.to(x))
+
+    def at(self, p: Tensor | None) -> Discretized:
+        """The same with other parameters."""
+        return dataclasses.replace(self, p=p)
+
+    def with_integral(self, rate: Callable[[Tensor, Tensor], Tensor]) -> Discretized:
+        """The same with one more state, the integral of rate(x, u), integrated in the same way."""
+        return dataclasses.replace(self, system=_WithIntegral(self.system, rate))
+
     def retract(self, x: Tensor, dx: Tensor) -> Tensor:
         own: Any = getattr(self.system, "retract", None)
         return x + dx if own is None else own(x, dx)
@@ -326,6 +339,24 @@ class Discretized:
                 x = x + h / 6 * (a + 2 * b + 2 * c + d)
             x = self.system.project(x)
         return x
+
+
+class _WithIntegral(System):
+    """A system whose last state is the integral of a rate of the others."""
+
+    def __init__(self, system: System, rate: Callable[[Tensor, Tensor], Tensor]):
+        self.system, self.rate = system, rate
+        self.nx, self.nu, self.nq = system.nx + 1, system.nu, system.nq  # type: ignore[misc]
+
+    @property
+    def p(self) -> Tensor:
+        return self.system.p
+
+    def ode(self, x: Tensor, u: Tensor, p: Tensor | None = None) -> Tensor:
+        return torch.cat([self.system.ode(x[..., :-1], u, p), self.rate(x[..., :-1], u)[..., None]], -1)
+
+    def project(self, x: Tensor) -> Tensor:
+        return torch.cat([self.system.project(x[..., :-1]), x[..., -1:]], -1)
 
 
 def _broadcast(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

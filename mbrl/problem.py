@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbrl.errors import ContractError
-from mbrl.protocols import Cost, Dynamics, Stochastic, Task
+from mbrl.protocols import Cost, Dynamics, RateCost, Stochastic, Task
 from mbrl.risk import Mean, Risk
 
 
@@ -72,12 +72,32 @@ class Discrete:
 
 @dataclass(frozen=True)
 class Constraint:
-    """g(y, u, k, p) ≤ 0 or = 0, along the path or at the end; `soft` is the weight of an exact penalty."""
+    """g(y, u, k, p) ≤ 0 or = 0, along the path or at the end.
+
+    Attributes:
+        fun: g (..., n) of y (..., ny), u (..., nu), the step k and the parameters p of that step. Along the path it is
+            asked at the steps 0 … H−1; at the end, u and k are None.
+        soft: weight of an exact penalty, in units of cost per unit of g; None: it must hold.
+        name: for messages; the name of `fun` unless given.
+    """
 
     fun: Callable[..., Tensor]
     kind: Literal["le", "eq"] = "le"
     at: Literal["path", "terminal"] = "path"
     soft: float | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("le", "eq") or self.at not in ("path", "terminal"):
+            raise ContractError(
+                f'Constraint needs kind "le" or "eq" and at "path" or "terminal", but got {self.kind!r} and {self.at!r}.'
+            )
+        if self.soft is not None and not 0 < self.soft < math.inf:
+            raise ContractError(f"Constraint needs soft > 0 and finite, or None, but got {self.soft}.")
+
+    @property
+    def label(self) -> str:
+        return self.name or getattr(self.fun, "__name__", type(self.fun).__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,35 @@ class TaskCost:
 
     def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
         return torch.zeros(y.shape[:-1], dtype=y.dtype, device=y.device)
+
+
+@dataclass(frozen=True)
+class Integral:
+    """∫ ℓ dt of a cost that is a rate ℓ(y, u, p), per second.
+
+    A step costs dt (ℓ(y, u, p) + ℓ(y_next, u, p)) / 2, for every planner. Nonlinear MPC minimises the integral by the
+    quadrature of its transcription, which is of higher order, and reports it as `info["objective"]`.
+
+    Attributes:
+        cost: has `rate(y, u, p)` and `terminal(y, p)`, each (...).
+        dt: seconds per step, of the dynamics.
+    """
+
+    cost: RateCost
+    dt: float
+
+    def __post_init__(self) -> None:
+        if not self.dt > 0:
+            raise ContractError(f"Integral needs dt > 0 s, but got {self.dt}.")
+
+    def stage(self, y: Tensor, u: Tensor, y_next: Tensor, k: int, p: Tensor | None) -> Tensor:
+        return (self.cost.rate(y, u, p) + self.cost.rate(y_next, u, p)) * (self.dt / 2)
+
+    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+        return self.cost.terminal(y, p)
+
+    def rate(self, y: Tensor, u: Tensor, p: Tensor | None) -> Tensor:
+        return self.cost.rate(y, u, p)
 
 
 D = TypeVar("D", bound=Dynamics | Stochastic, covariant=True)

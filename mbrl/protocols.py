@@ -97,6 +97,19 @@ class Cost(Protocol):
 
 
 @runtime_checkable
+class RateCost(Protocol):
+    """A cost per second, for `Integral`."""
+
+    def rate(self, y: Tensor, u: Tensor, p: Tensor | None) -> Tensor:
+        """Cost (...) per second. y: (..., ny), u: (..., nu); p: parameters of the step, (..., np)."""
+        ...
+
+    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+        """Cost (...) of ending at y (..., ny)."""
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """What a user wants: a reward and an end, as functions of the output y. Torch-traceable."""
 

@@ -1,359 +1,22 @@
-"""From torch to CasADi: a function written once in torch, as an expression that is evaluated without torch.
-
-`trace` runs the function once on placeholders, reads off the operations and repeats them on arrays of scalar
-expressions. What it needs: no control flow that depends on values (torch.where is fine), and operations of the list
-below; whatever else is refused by name.
-"""
+"""Dynamics written in torch as CasADi expressions, for whole horizons without torch and for nonlinear MPC."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import casadi
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from mbrl.derivatives import Autodiff
 from mbrl.errors import ContractError
-
-Array = Any  # numpy arrays of dtype object, whose entries are casadi.SX or numbers
-
-
-def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> casadi.Function:
-    """`fun` of float64 tensors of the given shapes as a CasADi function of column vectors, its result flattened.
-
-    Args:
-        name: of the function, for messages.
-
-    Raises:
-        ContractError: an operation has no symbolic form here, or control flow depends on values.
-    """
-    examples = [torch.full(shape, 0.5, dtype=torch.float64) for shape in shapes]
-    try:
-        traced = make_fx(lambda *args: functionalize(fun)(*args))(*examples)
-    except RuntimeError as error:
-        raise ContractError(
-            f"{name} cannot be traced: its control flow depends on values, or torch refuses it. Use torch.where, "
-            f"and no .item(). torch says: {error}"
-        ) from error
-    symbols = [casadi.SX.sym(f"i{i}", max(1, math.prod(shape))) for i, shape in enumerate(shapes)]
-    waiting = iter(_from_column(s, shape) for s, shape in zip(symbols, shapes, strict=True))
-    values: dict[Any, Any] = {}
-
-    def value(arg: Any) -> Any:
-        if isinstance(arg, torch.fx.Node):
-            return values[arg]
-        if isinstance(arg, (list, tuple)):
-            return [value(a) for a in arg]
-        return arg
-
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(waiting)
-        elif node.op == "get_attr":
-            values[node] = _constant(getattr(traced, node.target))
-        elif node.op == "output":
-            result = value(node.args[0])
-        else:
-            values[node] = _apply(
-                name, node, [value(a) for a in node.args], {k: value(a) for k, a in node.kwargs.items()}
-            )
-    column = (
-        casadi.vertcat(*[casadi.SX(entry) for entry in result.ravel()]) if result.size else casadi.SX(0, 1)
-    )
-    return casadi.Function(name, symbols, [column])
-
-
-def _apply(name: str, node: Any, args: list[Any], options: dict[str, Any]) -> Any:
-    if node.target.__name__ == "getitem":
-        return args[0][args[1]]
-    operation = node.target.overloadpacket.__name__.rstrip("_")
-    if operation not in _OPERATIONS:
-        raise ContractError(
-            f"{name} uses the torch operation {operation}, which has no symbolic form here. Write it with others, "
-            "or leave it to torch: Autodiff(dynamics) instead of Symbolic(dynamics)."
-        )
-    options = {
-        k: v
-        for k, v in options.items()
-        if k not in ("dtype", "device", "layout", "pin_memory", "memory_format", "non_blocking")
-    }
-    result = _OPERATIONS[operation](*args, **options)
-    return result if isinstance(result, (np.ndarray, list)) else _box(result)
-
-
-def _box(entry: Any) -> Array:
-    """A 0-dimensional array of one entry; numpy would take an expression apart."""
-    array = np.empty((), dtype=object)
-    array[()] = entry
-    return array
-
-
-def _from_column(column: casadi.SX, shape: tuple[int, ...]) -> Array:
-    array = np.empty(math.prod(shape), dtype=object)
-    for i in range(array.size):
-        array[i] = column[i]
-    return array.reshape(shape)
-
-
-def _constant(tensor: Tensor) -> Array:
-    array = np.empty(tensor.shape, dtype=object)
-    for i in np.ndindex(*tensor.shape):
-        array[i] = tensor[i].item()
-    return array
-
-
-def _each(fun: Callable[..., Any]) -> Callable[..., Array]:
-    """Entry by entry, with broadcasting."""
-    ufunc: Any = None
-
-    def apply(*args: Any) -> Array:
-        nonlocal ufunc
-        if ufunc is None:
-            ufunc = np.frompyfunc(fun, len(args), 1)
-        return ufunc(*(a if isinstance(a, np.ndarray) else _box(a) for a in args))
-
-    return apply
-
-
-def _plus(sign: int) -> Callable[..., Array]:
-    add = _each(lambda a, b: a + b)
-    times = _each(lambda a, b: a * b)
-
-    def apply(a: Any, b: Any, alpha: Any = 1) -> Array:
-        return add(a, b if sign * alpha == 1 else _boxed(times(_boxed(b), sign * alpha)))
-
-    return apply
-
-
-def _boxed(a: Any) -> Array:
-    return a if isinstance(a, np.ndarray) else _box(a)
-
-
-def _is(a: Any) -> bool:
-    return isinstance(a, casadi.SX)
-
-
-def _math(name: str) -> Callable[..., Array]:
-    symbolic, plain = getattr(casadi, name), getattr(math, name)
-    return _each(lambda a: symbolic(a) if _is(a) else plain(a))
-
-
-def _power(a: Any, b: Any) -> Any:
-    if not _is(b) and float(b).is_integer() and 0 <= b <= 4:
-        return math.prod([a] * int(b))
-    return a**b
-
-
-def _clamp(a: Any, low: Any = None, high: Any = None, min: Any = None, max: Any = None) -> Array:
-    low, high = low if min is None else min, high if max is None else max
-    a = a if low is None else _maximum(a, low)
-    return a if high is None else _minimum(a, high)
-
-
-def _reduce(fun: Callable[[Any, Any], Any], start: Any) -> Callable[..., Array]:
-    step = np.frompyfunc(fun, 2, 1)
-
-    def apply(a: Array, dim: Any = None, keepdim: bool = False) -> Array:
-        axes = tuple(range(a.ndim)) if dim is None or dim == [] else tuple(np.atleast_1d(dim).tolist())
-        for axis in sorted((axis % max(1, a.ndim) for axis in axes), reverse=True):
-            if a.ndim == 0:
-                break
-            shape = (*a.shape[:axis], *([1] if keepdim else []), *a.shape[axis + 1 :])
-            if a.shape[axis] == 0:
-                a = _filled(shape, start)
-            else:
-                a = _boxed(step.reduce(a, axis=axis)).reshape(shape)
-        return a
-
-    return apply
-
-
-def _mean(a: Array, dim: Any = None, keepdim: bool = False) -> Array:
-    total = _sum(a, dim, keepdim)
-    return _each(lambda t: t * (total.size / max(1, a.size)))(total)
-
-
-def _norm(a: Array, ord: Any = 2, dim: Any = None, keepdim: bool = False) -> Array:
-    if ord != 2:
-        raise ContractError(f"Only the norm of order 2 has a symbolic form here, but got order {ord}.")
-    return _math("sqrt")(_sum(_each(lambda x: x * x)(a), dim, keepdim))
-
-
-def _running(fun: Callable[[Any, Any], Any]) -> Callable[..., Array]:
-    step = np.frompyfunc(fun, 2, 1)
-    return lambda a, dim: step.accumulate(a, axis=dim)
-
-
-def _filled(shape: Sequence[int], entry: Any) -> Array:
-    array = np.empty(tuple(shape), dtype=object)
-    array[...] = entry
-    return array
-
-
-def _softplus(a: Any, beta: Any = 1, threshold: Any = 20) -> Array:
-    grown = _each(
-        lambda x: casadi.if_else(
-            x * beta > threshold, x, casadi.log1p(casadi.exp(casadi.fmin(x * beta, threshold))) / beta
-        )
-    )
-    return grown(_each(casadi.SX)(a))
-
-
-def _logistic(x: Any) -> Any:
-    return 1 / (1 + (casadi.exp(-x) if _is(x) else math.exp(-x)))
-
-
-def _slice(a: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Array:
-    index = [slice(None)] * a.ndim
-    index[dim] = slice(start, None if end is None or end > a.shape[dim] else end, step)
-    return a[tuple(index)]
-
-
-def _select(a: Array, dim: int, i: int) -> Array:
-    return _boxed(np.take(a, i, axis=dim)) if a.ndim > 1 else _box(a[i])
-
-
-def _unbind(a: Array, dim: int = 0) -> list[Array]:
-    return [_select(a, dim, i) for i in range(a.shape[dim])]
-
-
-def _split(a: Array, sizes: Any, dim: int = 0) -> list[Array]:
-    if isinstance(sizes, int):
-        sizes = [min(sizes, a.shape[dim] - i) for i in range(0, a.shape[dim], sizes)]
-    ends = np.cumsum(sizes).tolist()
-    return [_slice(a, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def _expand(a: Array, shape: Sequence[int], implicit: bool = False) -> Array:
-    lead = len(shape) - a.ndim
-    full = [a.shape[i - lead] if n == -1 else n for i, n in enumerate(shape)]
-    return np.broadcast_to(a, full)
-
-
-def _squeeze(a: Array, dim: Any = None) -> Array:
-    dims = range(a.ndim) if dim is None else np.atleast_1d(dim).tolist()
-    return a.reshape([n for i, n in enumerate(a.shape) if not (n == 1 and i in {d % a.ndim for d in dims})])
-
-
-def _index(a: Array, indices: list[Any]) -> Array:
-    index = tuple(slice(None) if i is None else i.astype(np.int64) for i in indices)
-    return _boxed(a[index])
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return _boxed(np.matmul(a, b))
-
-
-def _affine(c: Array, a: Array, b: Array) -> Array:
-    return _plus(1)(c, _matmul(a, b))
-
-
-_maximum = _each(lambda a, b: casadi.fmax(a, b) if _is(a) or _is(b) else max(a, b))
-_minimum = _each(lambda a, b: casadi.fmin(a, b) if _is(a) or _is(b) else min(a, b))
-_sum = _reduce(lambda a, b: a + b, 0.0)
-_times = _each(lambda a, b: a * b)
-_and = _each(lambda a, b: casadi.logic_and(a, b) if _is(a) or _is(b) else bool(a) and bool(b))
-_or = _each(lambda a, b: casadi.logic_or(a, b) if _is(a) or _is(b) else bool(a) or bool(b))
-_not = _each(lambda a: casadi.logic_not(a) if _is(a) else not a)
-_where = _each(lambda c, a, b: casadi.if_else(c, a, b) if _is(c) else (a if c else b))
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{name: _math(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh")},
-    **{name: _math(name) for name in ("exp", "log", "log1p", "expm1", "sqrt", "erf")},
-    "atan2": _each(lambda a, b: casadi.atan2(a, b) if _is(a) or _is(b) else math.atan2(a, b)),
-    "neg": _each(lambda a: -a),
-    "abs": _each(lambda a: casadi.fabs(a) if _is(a) else abs(a)),
-    "sign": _each(lambda a: casadi.sign(a) if _is(a) else float(np.sign(a))),
-    "sgn": _each(lambda a: casadi.sign(a) if _is(a) else float(np.sign(a))),
-    "floor": _each(lambda a: casadi.floor(a) if _is(a) else math.floor(a)),
-    "reciprocal": _each(lambda a: 1 / a),
-    "rsqrt": _each(lambda a: 1 / (casadi.sqrt(a) if _is(a) else math.sqrt(a))),
-    "square": _each(lambda a: a * a),
-    "sigmoid": _each(_logistic),
-    "silu": _each(lambda a: a * _logistic(a)),
-    "relu": lambda a: _maximum(a, 0.0),
-    "softplus": _softplus,
-    "add": _plus(1),
-    "sub": _plus(-1),
-    "rsub": lambda a, b, alpha=1: _plus(-1)(b, a, alpha),
-    "mul": _times,
-    "div": _each(lambda a, b: a / b),
-    "pow": _each(_power),
-    "remainder": _each(lambda a, b: a - b * (casadi.floor(a / b) if _is(a) or _is(b) else math.floor(a / b))),
-    "maximum": _maximum,
-    "minimum": _minimum,
-    "clamp": _clamp,
-    "clamp_min": lambda a, low: _maximum(a, low),
-    "clamp_max": lambda a, high: _minimum(a, high),
-    "lt": _each(lambda a, b: a < b),
-    "le": _each(lambda a, b: a <= b),
-    "gt": _each(lambda a, b: a > b),
-    "ge": _each(lambda a, b: a >= b),
-    "eq": _each(lambda a, b: a == b),
-    "ne": _each(lambda a, b: a != b),
-    "logical_and": _and,
-    "bitwise_and": _and,
-    "logical_or": _or,
-    "bitwise_or": _or,
-    "logical_not": _not,
-    "bitwise_not": _not,
-    "where": _where,
-    "sum": _sum,
-    "mean": _mean,
-    "prod": _reduce(lambda a, b: a * b, 1.0),
-    "amax": _reduce(lambda a, b: casadi.fmax(a, b) if _is(a) or _is(b) else max(a, b), -math.inf),
-    "amin": _reduce(lambda a, b: casadi.fmin(a, b) if _is(a) or _is(b) else min(a, b), math.inf),
-    "any": _reduce(lambda a, b: casadi.logic_or(a, b) if _is(a) or _is(b) else bool(a) or bool(b), False),
-    "all": _reduce(lambda a, b: casadi.logic_and(a, b) if _is(a) or _is(b) else bool(a) and bool(b), True),
-    "linalg_vector_norm": _norm,
-    "cumsum": _running(lambda a, b: a + b),
-    "cumprod": _running(lambda a, b: a * b),
-    "linalg_cross": lambda a, b, dim=-1: _plus(-1)(
-        _times(np.roll(a, -1, dim), np.roll(b, -2, dim)), _times(np.roll(a, -2, dim), np.roll(b, -1, dim))
-    ),
-    "mm": _matmul,
-    "mv": _matmul,
-    "bmm": _matmul,
-    "dot": _matmul,
-    "matmul": _matmul,
-    "addmm": _affine,
-    "addmv": _affine,
-    "baddbmm": _affine,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "view_copy", "_reshape_copy"), lambda a, shape: a.reshape(shape)),
-    **dict.fromkeys(("unsqueeze", "unsqueeze_copy"), np.expand_dims),
-    **dict.fromkeys(("squeeze", "squeeze_copy"), _squeeze),
-    **dict.fromkeys(("expand", "expand_copy"), _expand),
-    **dict.fromkeys(("permute", "permute_copy"), np.transpose),
-    **dict.fromkeys(("transpose", "transpose_copy"), np.swapaxes),
-    **dict.fromkeys(("t", "t_copy"), lambda a: a.T),
-    **dict.fromkeys(("select", "select_copy"), _select),
-    **dict.fromkeys(("slice", "slice_copy"), _slice),
-    **dict.fromkeys(("unbind", "unbind_copy"), _unbind),
-    **dict.fromkeys(("split", "split_with_sizes", "split_copy", "split_with_sizes_copy"), _split),
-    **dict.fromkeys(("diagonal", "diagonal_copy"), lambda a, offset=0, dim1=0, dim2=1: np.diagonal(a, offset, dim1, dim2)),
-    "cat": lambda parts, dim=0: np.concatenate(parts, dim),
-    "stack": lambda parts, dim=0: np.stack(parts, dim),
-    "roll": lambda a, shifts, dims=(): np.roll(a, shifts, tuple(dims) or None),
-    "flip": lambda a, dims: np.flip(a, tuple(dims)),
-    "index": _index,
-    **dict.fromkeys(("clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "lift_fresh", "to", "contiguous"), lambda a: a),
-    **dict.fromkeys(("zeros_like", "new_zeros"), lambda a, shape=None: _filled(a.shape if shape is None else shape, 0.0)),
-    **dict.fromkeys(("ones_like", "new_ones"), lambda a, shape=None: _filled(a.shape if shape is None else shape, 1.0)),
-    "full_like": lambda a, entry: _filled(a.shape, entry),
-    "new_full": lambda a, shape, entry: _filled(shape, entry),
-    "zeros": lambda shape: _filled(shape, 0.0),
-    "ones": lambda shape: _filled(shape, 1.0),
-    "full": lambda shape, entry: _filled(shape, entry),
-    "scalar_tensor": lambda entry: _box(entry),
-    "eye": lambda n, m=None: np.eye(n, m).astype(object),
-    "arange": lambda *args, start=0, end=None, step=1: np.arange(*args).astype(object),
-}  # fmt: skip
+from mbrl.expressions import Expression
+from mbrl.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -361,7 +24,8 @@ class Symbolic(Autodiff):
     """Dynamics written in torch, traced into CasADi: whole horizons are rolled out and differentiated without torch.
 
     For systems of a few dozen numbers, whose torch loops are all overhead; for networks keep `Autodiff`. The cost
-    of a problem is traced as well. What is traced is kept as it is, so models that learn are refused.
+    of a problem is traced as well. What is traced is kept as it is, so models that learn are refused. Dynamics with
+    parameters `p` (np,) and a method `at(p)`, such as `Discretized`, keep them apart as θ.
     """
 
     def __post_init__(self) -> None:
@@ -372,3 +36,58 @@ class Symbolic(Autodiff):
                 f"Symbolic needs dynamics that stay as they are, but {type(self.dynamics).__name__} has weights, which "
                 "a fit would change behind its back. It has derivatives of its own: leave it unwrapped."
             )
+
+    @property
+    def expression(self) -> Expression:
+        return _expression(*self._structure())
+
+    @property
+    def theta(self) -> npt.NDArray[np.float64]:
+        p = getattr(self.dynamics, "p", None)
+        return np.empty(0) if p is None else p.detach().double().cpu().numpy()
+
+    def quadrature(self, rate: Callable[..., Tensor], params: int) -> casadi.Function | None:
+        """(x, u, k, θ[, p]) -> ∫ rate(y, u, p) over a step, by the integration of `dynamics`; None if it has none.
+
+        Args:
+            params: how many numbers p has.
+        """
+        dynamics, ntheta = self._structure()
+        if not hasattr(dynamics, "with_integral"):
+            return None
+
+        def integral(x: Tensor, u: Tensor, k: Tensor, theta: Tensor, *p: Tensor) -> Tensor:
+            model = dynamics.at(theta) if ntheta else dynamics
+            augmented = model.with_integral(lambda y, u: rate(y, u, p[0] if p else None))
+            reached: Tensor = augmented.step(torch.cat([x, torch.zeros_like(x[..., :1])], -1), u, k)
+            return reached[..., -1]
+
+        given = ((params,),) if params else ()
+        return trace("rate", integral, (self.nx,), (self.nu,), (), (ntheta,), *given)
+
+    def _structure(self) -> tuple[Any, int]:
+        """The dynamics without their θ, and its size."""
+        p = getattr(self.dynamics, "p", None)
+        if p is None:
+            return self.dynamics, 0
+        dynamics: Any = self.dynamics
+        if p.ndim != 1:
+            raise ContractError(
+                f"As an expression, dynamics have one set of parameters p (np,), but got {tuple(p.shape)}."
+            )
+        return dynamics.at(None), len(p)
+
+
+@functools.lru_cache(maxsize=64)
+def _expression(dynamics: Any, ntheta: int) -> Expression:
+    name, nx, nu = type(dynamics).__name__, dynamics.nx, dynamics.nu
+
+    def model(theta: Tensor) -> Any:
+        return dynamics.at(theta) if ntheta else dynamics
+
+    step = trace(name, lambda x, u, k, theta: model(theta).step(x, u, k), (nx,), (nu,), (), (ntheta,))
+    output = trace(name, dynamics.output, (nx,))
+    ode = None
+    if hasattr(dynamics, "ode"):
+        ode = trace(name, lambda x, u, theta: model(theta).ode(x, u), (nx,), (nu,), (ntheta,))
+    return Expression(step, output, ode)

@@ -18,7 +18,8 @@ from mbrl.horizon_kernels import Loop, expand, expand_ends, roll
 from mbrl.problem import Problem
 from mbrl.programs import Program, program
 from mbrl.quadratize import weights
-from mbrl.symbolic import Symbolic, trace
+from mbrl.symbolic import Symbolic
+from mbrl.tracing import trace
 
 
 @dataclass(frozen=True)

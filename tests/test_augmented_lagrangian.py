@@ -15,7 +15,8 @@ from torch import Tensor
 from mbrl import Box, Constraint, ContractError, Plan, Problem, UnsupportedProblem, check_planner
 from mbrl.envs.systems import CartPole, Discretized, DoubleIntegrator, System
 from mbrl.planners import DDP, ILQR, AugmentedLagrangian
-from mbrl.symbolic import Symbolic, trace
+from mbrl.symbolic import Symbolic
+from mbrl.tracing import trace
 from tests.problems import box, seeded
 
 

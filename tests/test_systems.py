@@ -42,7 +42,8 @@ from mbrl.envs.systems import (
 from mbrl.experiments.benchmarks import upside_down
 from mbrl.horizon import AffinePolicy, TorchHorizon
 from mbrl.planners import DDP, ILQR
-from mbrl.symbolic import Symbolic, trace
+from mbrl.symbolic import Symbolic
+from mbrl.tracing import trace
 from mbrl.symbolic_horizon import SymbolicHorizon
 from tests.problems import name, seeded
 
