@@ -109,6 +109,13 @@ class OptimalControl:
             lanes=lanes,
         )
 
+        self._least, self._most = np.full(z.total, -np.inf), np.full(z.total, np.inf)
+        self._least[self.slacks] = 0.0
+        self._lowest, self._highest = np.zeros(g.total), np.zeros(g.total)
+        for rows, _, constraint in self.named():
+            if constraint.kind == "le":
+                self._lowest[rows] = -np.inf
+
     @property
     def separable(self) -> bool:
         """Whether stages meet only where the next state is what a step leads to: what fatrop needs."""
@@ -116,18 +123,12 @@ class OptimalControl:
 
     def bounds(self, low: Array, high: Array, final_time: tuple[float, float] | None) -> tuple[Array, ...]:
         """Bounds of z and of g, each lower and upper; low, high: (nu,), of the controls."""
-        lower, upper = np.full(self.program.nz, -np.inf), np.full(self.program.nz, np.inf)
-        everywhere = [self.controls, *([self.own, self.ahead] if self.ahead.size else [])]
-        for places in everywhere:
+        lower, upper = self._least.copy(), self._most.copy()
+        for places in (self.controls, *((self.own, self.ahead) if self.ahead.size else ())):
             lower[places], upper[places] = low, high
-        lower[self.slacks] = 0.0
         if final_time is not None:
             lower[self.time], upper[self.time] = final_time
-        least = np.zeros(self.program.ng)
-        for rows, _, constraint in self.named():
-            if constraint.kind == "le":
-                least[rows] = -np.inf
-        return lower, upper, least, np.zeros(self.program.ng)
+        return lower, upper, self._lowest, self._highest
 
     def named(self) -> list[tuple[Indices, Indices, Constraint]]:
         """Rows in g of each constraint, the steps that they belong to, and the constraint."""

@@ -97,6 +97,10 @@ class Solver:
                 f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
             ) from error
         self._keep = cache
+        self._memory, self._call = self._solver.buffer()
+        self._results = (np.empty(program.nz), np.empty(program.nz), np.empty(program.ng))
+        for place, values in zip((0, 3, 4), self._results, strict=True):  # x, lam_x and lam_g
+            self._memory.set_res(place, memoryview(values))
 
     def __call__(
         self,
@@ -112,17 +116,19 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
-        lbx, ubx, lbg, ubg = bounds
-        r = self._solver(
-            x0=z, lam_x0=bound_multipliers, lam_g0=multipliers, p=p, lbx=lbx, ubx=ubx, lbg=lbg, ubg=ubg
-        )
-        stats = self._solver.stats()
-        found = r["x"].full()[:, 0]
+        given = (z, p, *bounds, bound_multipliers, multipliers)
+        # Held until the call: CasADi keeps addresses only.
+        held = [np.ascontiguousarray(values, dtype=np.float64) for values in given]
+        for i, values in enumerate(held):
+            self._memory.set_arg(i, memoryview(values))
+        self._call()
+        stats = self._solver.stats(1)  # the memory of the buffer
+        found, bound_multipliers, multipliers = (values.copy() for values in self._results)
         f, g = self._program.values(found)
         return Solution(
             z=found,
-            bound_multipliers=r["lam_x"].full()[:, 0],
-            multipliers=r["lam_g"].full()[:, 0],
+            bound_multipliers=bound_multipliers,
+            multipliers=multipliers,
             f=float(f[0]),
             g=g.copy(),
             iterations=int(stats["iter_count"]),

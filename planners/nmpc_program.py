@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,40 +137,40 @@ class NMPCProgram:
         costs, states, worst, where = [], [], 0.0, ""
         edges = np.cumsum([0, *self._sizes])
         for s, function in enumerate(self._rolls):
-            cost, led, path, end = function(x, u[s].T, q.T, theta[edges[s] : edges[s + 1]])
-            costs.append(float(cost))
-            states.append(np.vstack([x, led.full().T]))
-            amount, text = self._worst(path.full(), end.full()[:, 0])
+            cost, led, path, end = function(x, u[s], q, theta[edges[s] : edges[s + 1]])
+            costs.append(cost[0])
+            states.append(np.vstack([x, led]))
+            amount, text = self._worst(path, end)
             if amount > worst or np.isnan(amount):
                 worst, where = amount, text
         return Roll(np.array(costs), np.stack(states), worst, where)
 
     def _worst(self, path: Array, end: Array) -> tuple[float, str]:
-        """The largest violation of a hard constraint: path (n, H), end (m,)."""
-        worst, where, start = 0.0, "", 0
-        free = self.control.path.state_only[self.control.path.gaps + self.control.path.equations :]
-        for values, asked in ((path, self._functions.path), (end[:, None], self._functions.terminal)):
+        """The largest violation of a hard constraint: path (H, n), end (m,)."""
+        worst, where = 0.0, ""
+        for values, asked in ((path, self._functions.path), (end[None], self._functions.terminal)):
             start = 0
             for constraint, function in asked:
                 n = int(function.numel_out(0))
-                g = values[start : start + n]
-                v = np.abs(g) if constraint.kind == "eq" else np.maximum(g, 0.0)
-                if values is path:
-                    v = np.where(free[start : start + n, None] & (np.arange(v.shape[1]) == 0), 0.0, v)
+                g = values[:, start : start + n]
                 start += n
-                if constraint.soft is not None or not v.size:
+                if constraint.soft is not None:
                     continue
-                i, k = np.unravel_index(np.nanargmax(v) if not np.isnan(v).all() else 0, v.shape)
-                if v[i, k] > worst:
-                    worst = float(v[i, k])
+                v = np.abs(g) if constraint.kind == "eq" else g
+                k, i = np.unravel_index(np.argmax(v), v.shape)  # NaN counts as largest
+                if not v[k, i] <= worst:
+                    worst = float(v[k, i])
                     at = f"step {k}" if values is path else "the end"
                     row = f"[{i}]" if n > 1 else ""
                     where = f"{constraint.label}{row} is violated by {worst:.3g} at {at}"
         return worst, where
 
 
-def _rollout(expression: Expression, functions: Functions, horizon: int) -> casadi.Function:
-    """(x0, u (nu, H), q (2 + np, H+1), θ) -> cost, states (nx, H), path constraints (n, H), terminal ones."""
+def _rollout(expression: Expression, functions: Functions, horizon: int) -> Callable[..., list[Array]]:
+    """(x0, u (H, nu), q (H+1, 2 + np), θ) -> cost (1,), states (H, nx), path constraints (H, n), terminal ones (m,).
+
+    Of path constraints that no control enters, step 0 counts as held: nothing can change them there.
+    """
     sym = casadi.SX.sym if expression.scalar else casadi.MX.sym
     x, u, q = sym("x", expression.nx), sym("u", expression.nu), sym("q", 2 + functions.params)
     theta = sym("theta", expression.ntheta)
@@ -191,10 +192,29 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> casa
         total = total + cost
         states.append(at)
         paths.append(g)
+    if path.numel():
+        entered = set(casadi.jacobian(path, u).sparsity().get_triplet()[0])
+        blind = [i for i in range(path.numel()) if i not in entered]
+        if blind:
+            paths[0] = casadi.MX(casadi.DM([0.0 if i in blind else 1.0 for i in range(path.numel())])) * paths[0]
     cost, last = end(at, Q[:, horizon])
-    return casadi.Function(
-        "rollout", [x0, U, Q, weights], [total + cost, casadi.horzcat(*states), casadi.horzcat(*paths), last]
-    )
+    results = [total + cost, casadi.horzcat(*states), casadi.horzcat(*paths), last]
+    whole = casadi.Function("rollout", [x0, U, Q, weights], [casadi.densify(r) for r in results])
+    memory, call = whole.buffer()
+
+    def roll(*arguments: Array) -> list[Array]:
+        held = [np.ascontiguousarray(a, dtype=np.float64) for a in arguments]
+        made = [np.empty(1), np.empty((horizon, nx)), np.empty((horizon, n)), np.empty(m)]
+        for i, values in enumerate(held):
+            memory.set_arg(i, memoryview(values))
+        for i, values in enumerate(made):
+            if values.size:
+                memory.set_res(i, memoryview(values))
+        call()
+        return made
+
+    nx, n, m = expression.nx, int(path.numel()), int(terminal.numel())
+    return roll
 
 
 _built = functools.lru_cache(maxsize=32)(NMPCProgram)
