@@ -133,8 +133,8 @@ def element(v: Any, q: Any, theta: Any, c: Any, cost: Any, *, gauss_newton: Any 
     values = casadi.vertcat(c, cost)
     return Element(
         _function("value", given, values),
-        _function("first", given, casadi.vertcat(values, J.nz[:], slope)),
-        _function("second", [*given, sigma, multipliers], H.nz[:] if H.nnz() else type(v)(0, 1)),
+        _function("first", given, casadi.vertcat(values, casadi.vec(J.nz[:]), slope)),
+        _function("second", [*given, sigma, multipliers], casadi.vec(H.nz[:]) if H.nnz() else type(v)(0, 1)),
         _triplet(J, c.numel(), nv),
         _triplet(H, nv, nv),
         int(c.numel()),

@@ -256,11 +256,12 @@ class _Step:
         ode = _ode(self.expression)
         n = ode.numel_out(0)
         C, D, B = casadi.collocation_coeff(casadi.collocation_points(degree, points))
-        nodes = casadi.horzcat(x[:n], casadi.reshape(own, n, degree))
-        inside = [casadi.vertcat(nodes[:, j + 1], x[n:]) for j in range(degree)]
+        moving, held = casadi.vertsplit(x, [0, n, x.numel()])
+        nodes = casadi.horzcat(moving, casadi.reshape(own, n, degree))
+        inside = [casadi.vertcat(nodes[:, j + 1], held) for j in range(degree)]
         slopes = casadi.horzcat(*[ode(at, u, self.theta) for at in inside])
         reached = nodes @ D
-        if n < x.numel():
+        if held.numel():
             reached = casadi.vertcat(reached, self.expression.step(x, u, self.k, self.theta)[n:])
         integral = None
         if self.functions.rate is not None:
@@ -291,7 +292,7 @@ def _constrain(
     start: int,
 ) -> tuple[Any, Any, tuple[Rows, ...]]:
     """Constraints of all branches, g or g − slack, the penalty on the slacks, and where their rows begin in c."""
-    parts, rows, penalty = [slack[:0]], [], 0
+    parts, rows, penalty = [type(slack)(0, 1)], [], 0
     free: Iterator[Any] = iter(casadi.vertsplit(slack)) if slack.numel() else iter(())
     for constraint, fun in asked:
         values = [fun(*output) for output in outputs]
@@ -354,7 +355,7 @@ def _parameters(
     """q, θ, and the part of θ of each branch."""
     edges = np.cumsum([0, *(expression.ntheta for expression in expressions)]).tolist()
     theta = sym("theta", edges[-1])
-    return sym("q", 2 + functions.params), theta, [theta[a:b] for a, b in pairwise(edges)]
+    return sym("q", 2 + functions.params), theta, casadi.vertsplit(theta, edges)
 
 
 def _given(functions: Functions, q: Any) -> tuple[Any, ...]:
