@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,10 +13,11 @@ from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, UnknownName, UnsupportedProblem, require
 from mbrl.expressions import Expression
+from mbrl.planners.buffered import Array
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solution, SolverName
 from mbrl.planners.nmpc_program import NMPCProgram, Roll, Settings, nmpc_program
-from mbrl.planners.separable import Array, Indices
+from mbrl.planners.separable import Indices
 from mbrl.planners.transcription import Transcription
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
@@ -106,9 +106,13 @@ class NMPC:
                 f"{name} needs a tolerance in (0, 1) and feasible ≥ 0, but got {self.tolerance} and {self.feasible}."
             )
         if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
-            raise ContractError(f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}.")
+            raise ContractError(
+                f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}."
+            )
         if self.final_time is not None and not 0 < self.final_time[0] <= self.final_time[1] < math.inf:
-            raise ContractError(f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}.")
+            raise ContractError(
+                f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}."
+            )
         together = self.transcription == "hermite-simpson" or self.final_time is not None
         if self.solver == "fatrop" and together:
             raise ContractError(
@@ -193,7 +197,8 @@ class NMPC:
         actions, states = np.empty((M, H, len(low))), np.empty((M, H + 1, x.shape[1]))
         cost = np.full((M, control.branches), np.inf)
         info: dict[str, Any] = {
-            name: torch.full((M,), torch.nan, dtype=torch.float64) for name in ("objective", "violation", "gap")
+            name: torch.full((M,), torch.nan, dtype=torch.float64)
+            for name in ("objective", "violation", "gap")
         }
         info |= {name: torch.zeros(M, dtype=torch.long) for name in ("status", "iterations")}
         told = []
@@ -201,8 +206,11 @@ class NMPC:
             known = np.isfinite(x[row]).all()
             u, status, why = built.actions(start[0][row]), 3, "the initial state is not finite"
             if known:
-                p = np.concatenate([start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta])
-                found = built.solver(*(values[row] for values in start), p, bounds, budget_ms=self.budget_ms)
+                p = np.concatenate(
+                    [start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta]
+                )
+                z, lam_z, lam_g = (values[row] for values in start)
+                found = built.solver(z, lam_z, lam_g, p, bounds, budget_ms=self.budget_ms)
                 info["iterations"][row] = found.iterations
                 status, why = 3, f"the solver left the finite numbers ({found.message})"
                 if found.finite:
@@ -213,7 +221,11 @@ class NMPC:
                     info["violation"][row] = led.violation
                 if status < 2:
                     u, cost[row] = tried, led.cost
-                    ends[0][row], ends[1][row], ends[2][row] = found.z, found.bound_multipliers, found.multipliers
+                    ends[0][row], ends[1][row], ends[2][row] = (
+                        found.z,
+                        found.bound_multipliers,
+                        found.multipliers,
+                    )
                 else:  # start again from the guess, but not with its multipliers
                     ends[1][row], ends[2][row] = 0.0, 0.0
             if status >= 2:
@@ -224,7 +236,9 @@ class NMPC:
         info["explanation"] = "; ".join(told)
         if self.final_time is not None:
             info["final_time"] = torch.from_numpy(ends[0][:, control.time[0]])
-        risked = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
+        risked = (
+            problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
+        )
         plan = Plan(
             actions=problem.actions.clip(torch.from_numpy(actions).to(x0)),
             cost=torch.as_tensor(risked).to(x0).nan_to_num(nan=torch.inf, posinf=torch.inf),
@@ -236,16 +250,22 @@ class NMPC:
     def _judge(self, found: Solution, led: Roll) -> tuple[int, str]:
         """An index into `STATUS`, and why it is not 0."""
         if not np.isfinite(led.cost).all():
-            return 3, f"its actions lead away from the finite numbers ({found.message})"
+            return 3, f"its actions lead out of the finite numbers ({found.message})"
         if found.converged:
             return 0, ""
         why = "time ran out" if found.late else found.message
         if led.violation <= self.feasible:
             return 1, why
-        return 2, f"{led.where} ({why})"
+        return 2, f"{', '.join(led.violated)} ({why})"
 
     def _led(
-        self, problem: Problem[Any, Any, Box], built: NMPCProgram, x: Array, actions: Array, guess: Plan, stay: Array
+        self,
+        problem: Problem[Any, Any, Box],
+        built: NMPCProgram,
+        x: Array,
+        actions: Array,
+        guess: Plan,
+        stay: Array,
     ) -> Array:
         """States (M, H+1, S, nx) of a guess, or where its actions lead, or where that is not finite, `stay`."""
         M, S = len(x), built.control.branches

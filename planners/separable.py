@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mbrl.compiled import kernel
+from mbrl.planners.buffered import Array, Buffered
 from mbrl.programs import Program, program, registers, run
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 
@@ -54,9 +54,7 @@ class Interpreted:
 
 
 @kernel
-def _interpret(
-    program: Program, w: Array, take: Indices, give: Indices, source: Array, total: Array
-) -> None:
+def _interpret(program: Program, w: Array, take: Indices, give: Indices, source: Array, total: Array) -> None:
     for i in range(take.shape[0]):
         for j in range(take.shape[1]):
             w[i, j] = source[take[i, j]]
@@ -79,19 +77,15 @@ class Called:
             v, q, *dual = (symbol[:, lane] for symbol in symbols)
             calls.append(function(v, q, theta_symbol, *dual))
         result = casadi.densify(casadi.horzcat(*calls))
-        self._memory, self._call = casadi.Function("lanes", [theta_symbol, *symbols], [result]).buffer()
+        whole = casadi.Function("lanes", [theta_symbol, *symbols], [result])
+        self._function = Buffered(whole, [(L, function.numel_out(0))])
         ends = np.cumsum([0, *(n for i, n in enumerate(sizes) if i != 2)])
         self._take = [take[a:b].T for a, b in pairwise(ends.tolist())]
-        self._theta, self._give = slice(int(theta[0]), int(theta[-1]) + 1) if len(theta) else slice(0), give.T
-        self._result = np.empty((L, function.numel_out(0)))
-        self._memory.set_res(0, memoryview(self._result))
+        self._theta, self._give = theta, give.T
 
     def __call__(self, source: Array, total: Array) -> None:
-        arguments = [source[self._theta], *(source[take] for take in self._take)]  # held: CasADi keeps addresses
-        for i, argument in enumerate(arguments):
-            self._memory.set_arg(i, memoryview(argument))
-        self._call()
-        np.add.at(total, self._give, self._result)
+        (result,) = self._function(source[self._theta], *(source[take] for take in self._take))
+        np.add.at(total, self._give, result)
 
 
 @dataclass(frozen=True)
@@ -224,7 +218,9 @@ class Separable:
             start += n
             take = np.concatenate([part.variables, q])
             value = np.concatenate([np.where(part.rows < 0, nowhere, 1 + part.rows), np.zeros((1, L), int)])
-            first = np.concatenate([value, np.where(J < self.jacobian.nnz(), J + edges[-2], nowhere), part.variables + edges[-3]])
+            first = np.concatenate(
+                [value, np.where(J < self.jacobian.nnz(), J + edges[-2], nowhere), part.variables + edges[-3]]
+            )
             multipliers = np.where(part.rows < 0, self._dual.stop, self._dual.start + part.rows)
             sigma = np.full((1, L), self._dual.stop + 1)
             self._value.append(lanes(part.element.value, take, theta, value))
@@ -274,9 +270,7 @@ class Separable:
         total[self._g][rows] = z[variables] - source[self.nz : self.nz + len(rows)]
 
 
-def _pattern(
-    keys: Sequence[Indices], rows: int, columns: int
-) -> tuple[casadi.Sparsity, list[Indices]]:
+def _pattern(keys: Sequence[Indices], rows: int, columns: int) -> tuple[casadi.Sparsity, list[Indices]]:
     """The sparsity of entries column · rows + row, and which nonzero each is; the last and one more: none."""
     kept, into = np.unique(np.concatenate([k.ravel() for k in keys]), return_inverse=True)
     inside = kept[kept < rows * columns]
