@@ -67,6 +67,8 @@ class NMPC:
         feasible: by how much a plan that is not optimal may violate a hard constraint, in its units, and be followed.
         final_time: shortest and longest duration in s of the whole horizon, which becomes a variable then: for open-loop
             plans. Their steps last `info["final_time"]` / H instead of dt, which is what `cost` and `states` reckon with.
+        generate_code: compile the program's functions as C code, where there is a compiler; kept on disk. It pays for
+            networks; expressions of scalars are as fast interpreted.
         budget_ms: if set, no iteration is begun after this many milliseconds. Results then depend on the machine.
 
     `Plan.actions` are held for a step each: of "hermite-simpson", whose controls are quadratic in time, they are means.
@@ -88,6 +90,7 @@ class NMPC:
     tolerance: float = 1e-6
     feasible: float = 1e-3
     final_time: tuple[float, float] | None = None
+    generate_code: bool = False
     budget_ms: float | None = None
 
     def __post_init__(self) -> None:
@@ -307,6 +310,7 @@ class NMPC:
             gauss_newton=self.hessian == "gauss-newton",
             iterations=self.iterations,
             tolerance=self.tolerance,
+            generate_code=self.generate_code,
             deadline=self.budget_ms is not None,
             free_time=self.final_time is not None,
             shared=problem.horizon,

@@ -12,9 +12,10 @@ import numpy as np
 from mbrl.errors import ContractError
 from mbrl.expressions import Expression
 from mbrl.planners.buffered import Array, Buffered
+from mbrl.planners.generated import compiler
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solver, SolverName
-from mbrl.planners.separable import Called, Interpreted
+from mbrl.planners.separable import Called, Compiled, Interpreted
 from mbrl.planners.transcription import (
     Discretization,
     Functions,
@@ -38,6 +39,7 @@ class Settings:
     iterations: int
     tolerance: float
     deadline: bool
+    generate_code: bool
     free_time: bool
     shared: int
     spread: float | None
@@ -102,12 +104,15 @@ class NMPCProgram:
             intervals=horizon if settings.free_time else None,
             gauss_newton=settings.gauss_newton,
         )
+        lanes: type[Interpreted | Called] = Interpreted if all(e.scalar for e in expressions) else Called
+        if settings.generate_code and compiler() is not None:
+            lanes = Compiled
         self.control = OptimalControl(
             path_stage(expressions, functions, how, spread=settings.spread),
             end_stage(expressions, functions, spread=settings.spread),
             horizon=horizon,
             shared=settings.shared,
-            lanes=Interpreted if all(e.scalar for e in expressions) else Called,
+            lanes=lanes,
         )
         self.solver = Solver(
             self.control,

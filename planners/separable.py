@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mbrl.compiled import kernel
 from mbrl.planners.buffered import Array, Buffered
+from mbrl.planners.generated import generated
 from mbrl.programs import Program, program, registers, run
 
 Indices = npt.NDArray[np.int64]
@@ -86,6 +87,13 @@ class Called:
     def __call__(self, source: Array, total: Array) -> None:
         (result,) = self._function(source[self._theta], *(source[take] for take in self._take))
         np.add.at(total, self._give, result)
+
+
+class Compiled(Called):
+    """As `Called`, of C code; interpreted where there is no compiler."""
+
+    def __init__(self, function: casadi.Function, take: Indices, theta: Indices, give: Indices):
+        super().__init__(generated(function), take, theta, give)
 
 
 @dataclass(frozen=True)
