@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from mbrl.compiled import kernel
 from mbrl.planners.buffered import Array, Buffered
-from mbrl.planners.generated import generated
 from mbrl.programs import Program, program, registers, run
 
 Indices = npt.NDArray[np.int64]
@@ -87,13 +86,6 @@ class Called:
     def __call__(self, source: Array, total: Array) -> None:
         (result,) = self._function(source[self._theta], *(source[take] for take in self._take))
         np.add.at(total, self._give, result)
-
-
-class Compiled(Called):
-    """As `Called`, of C code; interpreted where there is no compiler."""
-
-    def __init__(self, function: casadi.Function, take: Indices, theta: Indices, give: Indices):
-        super().__init__(generated(function), take, theta, give)
 
 
 @dataclass(frozen=True)
@@ -218,7 +210,11 @@ class Separable:
         self._start[self._jacobian][into_jacobian[0]] = 1.0
         self._curvature = np.zeros(self.hessian.nnz())
 
-        self._value, self._first, self._second = list[Lanes](), list[Lanes](), list[Lanes]()
+        self._places: dict[str, list[tuple[casadi.Function, Indices, Indices]]] = {
+            "value": [],
+            "first": [],
+            "second": [],
+        }
         start = nz + len(fixed[0])
         for part, n, J, H in zip(parts, given, into_jacobian[1:], into_hessian[1:], strict=True):
             L = part.variables.shape[1]
@@ -231,11 +227,12 @@ class Separable:
             )
             multipliers = np.where(part.rows < 0, self._dual.stop, self._dual.start + part.rows)
             sigma = np.full((1, L), self._dual.stop + 1)
-            self._value.append(lanes(part.element.value, take, theta, value))
-            self._first.append(lanes(part.element.first, take, theta, first))
-            self._second.append(
-                lanes(part.element.second, np.concatenate([take, sigma, multipliers]), theta, H)
-            )
+            self._places["value"].append((part.element.value, take, value))
+            self._places["first"].append((part.element.first, take, first))
+            dual = np.concatenate([take, sigma, multipliers])
+            self._places["second"].append((part.element.second, dual, H))
+        self._theta, self._lanes = theta, lanes
+        self._made: dict[str, list[Lanes]] = {}
         self._at: dict[str, Array] = {}
 
     def give(self, p: Array) -> None:
@@ -245,12 +242,12 @@ class Separable:
 
     def values(self, z: Array) -> tuple[Array, Array]:
         """f (1,) and g (ng,)."""
-        self._evaluate("values", self._value, z, self._values)
+        self._evaluate("value", z, self._values)
         return self._values[self._f], self._values[self._g]
 
     def slopes(self, z: Array) -> tuple[Array, Array, Array, Array]:
         """f (1,), g (ng,), ∇f (nz,) and the nonzeros of ∂g/∂z."""
-        self._evaluate("slopes", self._first, z, self._slopes)
+        self._evaluate("first", z, self._slopes)
         t = self._slopes
         return t[self._f], t[self._g], t[self._slope], t[self._jacobian]
 
@@ -259,11 +256,64 @@ class Separable:
         source = self._source
         source[: self.nz], source[self._dual], source[-1] = z, multipliers, sigma[0]
         self._curvature[:] = 0.0
-        for evaluate in self._second:
+        for evaluate in self._evaluators("second"):
             evaluate(source, self._curvature)
         return self._curvature
 
-    def _evaluate(self, kind: str, functions: Sequence[Lanes], z: Array, total: Array) -> None:
+    def expressions(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The same as CasADi expressions: symbols x, p, lam_f and lam_g, and f, g, grad_f_x, jac_g_x and hess_gamma_x_x of them."""
+        sizes = {"x": self.nz, "p": self.np, "lam_f": 1, "lam_g": self.ng}
+        symbols = {name: casadi.MX.sym(name, n) for name, n in sizes.items()}
+        primal = casadi.vertcat(symbols["x"], symbols["p"])
+        whole = casadi.vertcat(primal, symbols["lam_g"], 0, symbols["lam_f"])
+
+        def total(kind: str, size: int, start: Array | None) -> Any:
+            columns, into = [], []
+            source = whole if kind == "second" else primal
+            for function, take, give in self._places[kind]:
+                n, m = function.numel_in(0), function.numel_in(1)
+                theta = source[self._theta.tolist()]
+                for lane in range(take.shape[1]):
+                    given = source[take[:, lane].tolist()]
+                    v, q, *dual = casadi.vertsplit(
+                        given,
+                        np.cumsum(
+                            [0, n, m, *([1, given.numel() - n - m - 1] if kind == "second" else [])]
+                        ).tolist(),
+                    )
+                    columns.append(function(v, q, theta, *dual))
+                    into.append(give[:, lane])
+            rows = np.concatenate(into)
+            gather = casadi.DM.triplet(
+                rows.tolist(), list(range(len(rows))), casadi.DM.ones(len(rows)), size, len(rows)
+            )
+            added = gather @ casadi.vertcat(*columns)
+            return added if start is None else added + casadi.DM(start)
+
+        values = total("value", len(self._start), self._start * 0)
+        slopes = total("first", len(self._start), self._start)
+        rows, variables = (i.tolist() for i in self._fixed)
+        pinned = casadi.DM.triplet(
+            rows, list(range(len(rows))), casadi.DM.ones(len(rows)), self.ng, len(rows)
+        )
+        g = values[self._g] + pinned @ (symbols["x"][variables] - symbols["p"][: len(rows)])
+        return symbols, {
+            "f": values[self._f],
+            "g": g,
+            "grad_f_x": slopes[self._slope],
+            "jac_g_x": casadi.MX(self.jacobian, slopes[self._jacobian]),
+            "hess_gamma_x_x": casadi.MX(self.hessian, total("second", self.hessian.nnz(), None)),
+        }
+
+    def _evaluators(self, kind: str) -> list[Lanes]:
+        """Made when they are first needed."""
+        if kind not in self._made:
+            self._made[kind] = [
+                self._lanes(function, take, self._theta, give) for function, take, give in self._places[kind]
+            ]
+        return self._made[kind]
+
+    def _evaluate(self, kind: str, z: Array, total: Array) -> None:
         """Solvers ask for f and g, or ∇f and ∂g/∂z, one after the other: nothing to do the second time."""
         before = self._at.get(kind)
         if before is not None and np.array_equal(before, z):
@@ -272,7 +322,7 @@ class Separable:
         source = self._source
         source[: self.nz] = z
         total[:] = self._start
-        for evaluate in functions:
+        for evaluate in self._evaluators(kind):
             evaluate(source, total)
         rows, variables = self._fixed
         total[self._g][rows] = z[variables] - source[self.nz : self.nz + len(rows)]
