@@ -261,48 +261,39 @@ class Separable:
         return self._curvature
 
     def expressions(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The same as CasADi expressions: symbols x, p, lam_f and lam_g, and f, g, grad_f_x, jac_g_x and hess_gamma_x_x of them."""
+        """The same as CasADi expressions: f, g, grad_f_x, jac_g_x, hess_gamma_x_x of symbols x, p, lam_f, lam_g."""
         sizes = {"x": self.nz, "p": self.np, "lam_f": 1, "lam_g": self.ng}
         symbols = {name: casadi.MX.sym(name, n) for name, n in sizes.items()}
         primal = casadi.vertcat(symbols["x"], symbols["p"])
         whole = casadi.vertcat(primal, symbols["lam_g"], 0, symbols["lam_f"])
+        theta = primal[self._theta.tolist()]
 
-        def total(kind: str, size: int, start: Array | None) -> Any:
-            columns, into = [], []
+        def total(kind: str, wanted: slice) -> Any:
+            columns, into = [casadi.MX(0, 1)], [np.empty(0, dtype=np.int64)]
             source = whole if kind == "second" else primal
             for function, take, give in self._places[kind]:
-                n, m = function.numel_in(0), function.numel_in(1)
-                theta = source[self._theta.tolist()]
+                inside = (give >= wanted.start) & (give < wanted.stop)
+                rows = np.flatnonzero(inside.any(1))
+                if not len(rows):
+                    continue
+                picked = _picked(function, rows)
+                v, q = picked.numel_in(0), picked.numel_in(0) + picked.numel_in(1)
                 for lane in range(take.shape[1]):
                     given = source[take[:, lane].tolist()]
-                    v, q, *dual = casadi.vertsplit(
-                        given,
-                        np.cumsum(
-                            [0, n, m, *([1, given.numel() - n - m - 1] if kind == "second" else [])]
-                        ).tolist(),
-                    )
-                    columns.append(function(v, q, theta, *dual))
-                    into.append(give[:, lane])
-            rows = np.concatenate(into)
-            gather = casadi.DM.triplet(
-                rows.tolist(), list(range(len(rows))), casadi.DM.ones(len(rows)), size, len(rows)
-            )
-            added = gather @ casadi.vertcat(*columns)
-            return added if start is None else added + casadi.DM(start)
+                    dual = [given[q], given[q + 1 :]] if kind == "second" else []
+                    columns.append(picked(given[:v], given[v:q], theta, *dual))
+                    into.append(np.where(inside[rows, lane], give[rows, lane] - wanted.start, -1))
+            return _gathered(np.concatenate(into), wanted.stop - wanted.start) @ casadi.vertcat(*columns)
 
-        values = total("value", len(self._start), self._start * 0)
-        slopes = total("first", len(self._start), self._start)
-        rows, variables = (i.tolist() for i in self._fixed)
-        pinned = casadi.DM.triplet(
-            rows, list(range(len(rows))), casadi.DM.ones(len(rows)), self.ng, len(rows)
-        )
-        g = values[self._g] + pinned @ (symbols["x"][variables] - symbols["p"][: len(rows)])
+        rows, variables = self._fixed
+        pinned = symbols["x"][variables.tolist()] - symbols["p"][: len(rows)]
+        jacobian = total("first", self._jacobian) + casadi.DM(self._start[self._jacobian])
         return symbols, {
-            "f": values[self._f],
-            "g": g,
-            "grad_f_x": slopes[self._slope],
-            "jac_g_x": casadi.MX(self.jacobian, slopes[self._jacobian]),
-            "hess_gamma_x_x": casadi.MX(self.hessian, total("second", self.hessian.nnz(), None)),
+            "f": total("value", self._f),
+            "g": total("value", self._g) + _gathered(rows, self.ng) @ pinned,
+            "grad_f_x": total("first", self._slope),
+            "jac_g_x": casadi.MX(self.jacobian, jacobian),
+            "hess_gamma_x_x": casadi.MX(self.hessian, total("second", slice(0, self.hessian.nnz()))),
         }
 
     def _evaluators(self, kind: str) -> list[Lanes]:
@@ -336,3 +327,16 @@ def _pattern(keys: Sequence[Indices], rows: int, columns: int) -> tuple[casadi.S
     ends = np.cumsum([k.size for k in keys])[:-1]
     pieces = np.split(into, ends)
     return sparsity, [piece.reshape(k.shape) for piece, k in zip(pieces, keys, strict=True)]
+
+
+def _picked(function: casadi.Function, rows: Indices) -> casadi.Function:
+    """Some rows of a function's result, without what only the others need, as far as CasADi can tell."""
+    sym = casadi.SX.sym if function.is_a("SXFunction") else casadi.MX.sym
+    given = [sym(f"i{i}", function.numel_in(i)) for i in range(function.n_in())]
+    return casadi.Function("picked", given, [function(*given)[rows.tolist()]])
+
+
+def _gathered(rows: Indices, n: int) -> casadi.DM:
+    """The matrix (n, m) that adds the j-th of m numbers to the row rows[j], or nowhere: -1."""
+    kept = np.flatnonzero(rows >= 0)
+    return casadi.DM.triplet(rows[kept].tolist(), kept.tolist(), casadi.DM.ones(len(kept)), n, len(rows))
