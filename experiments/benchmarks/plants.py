@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,7 +83,9 @@ def swing_up(act: Callable[[Vector], float]) -> dict[str, Any]:
     return {"states": states, "inputs": inputs, "cost": cost}
 
 
-def react(act: Callable[[Vector], Sequence[float]], advance: Callable[..., Any] | None = None) -> dict[str, Any]:
+def react(
+    act: Callable[[Vector], Sequence[float]], advance: Callable[..., Any] | None = None
+) -> dict[str, Any]:
     """The reactor under a controller of x, with alpha = beta = 1.
 
     Args:
@@ -111,8 +114,6 @@ class Clock:
     """Times what it wraps, call by call: seconds of the wall and of the processor."""
 
     def __init__(self, fun: Callable[..., Any]):
-        import time
-
         self._fun, self._clocks = fun, (time.perf_counter, time.process_time)
         self.seconds: tuple[list[float], list[float]] = ([], [])
 
