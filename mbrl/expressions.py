@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import casadi
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from mbrl.protocols import Dynamics
 
@@ -21,11 +23,14 @@ class Expression:
         output: (x) -> y.
         ode: (x, u, θ) -> ẋ (nc,) of the first nc numbers of the state, where they follow an ODE; the others, if
             any, change from step to step only.
+        quadrature: (rate(y, u, p), size of p) -> a function (x, u, k, θ[, p]) -> ∫ rate dt over a step, by the
+            model's own integration, or None where it has none.
     """
 
     step: casadi.Function
     output: casadi.Function
     ode: casadi.Function | None = None
+    quadrature: Callable[[Callable[..., Tensor], int], casadi.Function] | None = None
 
     @property
     def nx(self) -> int:

@@ -46,25 +46,6 @@ class Symbolic(Autodiff):
         p = getattr(self.dynamics, "p", None)
         return np.empty(0) if p is None else p.detach().double().cpu().numpy()
 
-    def quadrature(self, rate: Callable[..., Tensor], params: int) -> casadi.Function | None:
-        """(x, u, k, θ[, p]) -> ∫ rate(y, u, p) over a step, by the integration of `dynamics`; None if it has none.
-
-        Args:
-            params: how many numbers p has.
-        """
-        dynamics, ntheta = self._structure()
-        if not hasattr(dynamics, "with_integral"):
-            return None
-
-        def integral(x: Tensor, u: Tensor, k: Tensor, theta: Tensor, *p: Tensor) -> Tensor:
-            model = dynamics.at(theta) if ntheta else dynamics
-            augmented = model.with_integral(lambda y, u: rate(y, u, p[0] if p else None))
-            reached: Tensor = augmented.step(torch.cat([x, torch.zeros_like(x[..., :1])], -1), u, k)
-            return reached[..., -1]
-
-        given = ((params,),) if params else ()
-        return trace("rate", integral, (self.nx,), (self.nu,), (), (ntheta,), *given)
-
     def _structure(self) -> tuple[Any, int]:
         """The dynamics without their θ, and its size."""
         p = getattr(self.dynamics, "p", None)
@@ -87,7 +68,18 @@ def _expression(dynamics: Any, ntheta: int) -> Expression:
 
     step = trace(name, lambda x, u, k, theta: model(theta).step(x, u, k), (nx,), (nu,), (), (ntheta,))
     output = trace(name, dynamics.output, (nx,))
-    ode = None
+    ode, quadrature = None, None
     if hasattr(dynamics, "ode"):
         ode = trace(name, lambda x, u, theta: model(theta).ode(x, u), (nx,), (nu,), (ntheta,))
-    return Expression(step, output, ode)
+    if hasattr(dynamics, "with_integral"):
+
+        def quadrature(rate: Callable[..., Tensor], params: int) -> casadi.Function:
+            def integral(x: Tensor, u: Tensor, k: Tensor, theta: Tensor, *p: Tensor) -> Tensor:
+                augmented = model(theta).with_integral(lambda y, u: rate(y, u, p[0] if p else None))
+                reached: Tensor = augmented.step(torch.cat([x, torch.zeros_like(x[..., :1])], -1), u, k)
+                return reached[..., -1]
+
+            given = ((params,),) if params else ()
+            return trace("rate", integral, (nx,), (nu,), (), (ntheta,), *given)
+
+    return Expression(step, output, ode, quadrature)

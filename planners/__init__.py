@@ -8,6 +8,7 @@ from mbrl.planners.icem import ICEM
 from mbrl.planners.ilqr import DDP, FDDP, ILQR, ILQRState
 from mbrl.planners.lqr import Filter, Regulator, finite_lqr, infinite_lqr, kalman_filter
 from mbrl.planners.mppi import MPPI
+from mbrl.planners.nmpc import NMPC, NMPCState
 from mbrl.planners.polish import Polish
 from mbrl.planners.predictive_sampling import PredictiveSampling
 from mbrl.planners.random_shooting import RandomShooting
@@ -21,10 +22,12 @@ __all__ = [
     "ICEM",
     "ILQR",
     "MPPI",
+    "NMPC",
     "AugmentedLagrangian",
     "Filter",
     "GradientShooting",
     "ILQRState",
+    "NMPCState",
     "Polish",
     "PredictiveSampling",
     "RandomShooting",

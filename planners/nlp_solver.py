@@ -1,0 +1,296 @@
+"""CasADi's solvers on a partially separable program."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import casadi
+import numpy as np
+
+from mbrl.errors import MbrlError
+from mbrl.planners.nlp import OptimalControl
+from mbrl.planners.separable import Array, Separable
+
+SolverName = Literal["fatrop", "ipopt", "sqp"]
+QP = Literal["qrqp", "osqp", "piqp"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a solver ended.
+
+    Attributes:
+        z: (nz,). bound_multipliers: (nz,). multipliers: (ng,).
+        f, g: objective and constraints (ng,) at z.
+        iterations: how many were made.
+        message: the solver's own status.
+        converged: whether it says that z is optimal.
+        late: whether it was stopped at the deadline.
+    """
+
+    z: Array
+    bound_multipliers: Array
+    multipliers: Array
+    f: float
+    g: Array
+    iterations: int
+    message: str
+    converged: bool
+    late: bool
+
+    @property
+    def finite(self) -> bool:
+        parts = (self.z, self.bound_multipliers, self.multipliers, self.g)
+        return all(bool(np.isfinite(part).all()) for part in parts)
+
+    def gap(self, bounds: tuple[Array, Array, Array, Array]) -> float:
+        """The largest violation of an equation."""
+        _, _, lower, upper = bounds
+        equations = lower == upper
+        return float(np.abs(self.g[equations] - lower[equations]).max())
+
+
+class Solver:
+    """A solver built for one program; numbers come with each call.
+
+    Args:
+        iterations: at most.
+        tolerance: of the optimality conditions.
+        qp: what solves the quadratic programs of "sqp".
+        deadline: whether calls may have a budget.
+
+    Raises:
+        MbrlError: this CasADi has no such solver.
+    """
+
+    def __init__(
+        self,
+        control: OptimalControl,
+        name: SolverName,
+        *,
+        iterations: int,
+        tolerance: float,
+        qp: QP,
+        deadline: bool,
+    ):
+        self._program = program = control.program
+        self._clock = _Clock(program.nz, program.ng, program.np) if deadline else None
+        cache = {f.name(): f for f in _functions(name, program)}
+        options: dict[str, Any] = {
+            "print_time": False,
+            "error_on_fail": False,
+            "calc_lam_p": False,
+            "cache": cache,
+            **_options(name, control, iterations, tolerance, qp),
+        }
+        if self._clock is not None:
+            options["iteration_callback"] = self._clock
+        try:
+            self._solver = casadi.nlpsol("solver", _PLUGINS[name], cache["nlp"], options)
+        except RuntimeError as error:
+            if "plugin" not in str(error).lower():
+                raise
+            raise MbrlError(
+                f"CasADi {casadi.__version__} here cannot load the solver {name!r}"
+                f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
+            ) from error
+        self._keep = cache
+        self._memory, self._call = self._solver.buffer()
+        self._results = (np.empty(program.nz), np.empty(program.nz), np.empty(program.ng))
+        for place, values in zip((0, 3, 4), self._results, strict=True):  # x, lam_x and lam_g
+            self._memory.set_res(place, memoryview(values))
+
+    def __call__(
+        self,
+        z: Array,
+        bound_multipliers: Array,
+        multipliers: Array,
+        p: Array,
+        bounds: tuple[Array, Array, Array, Array],
+        *,
+        budget_ms: float | None = None,
+    ) -> Solution:
+        """Solve from a guess; bounds: of z and of g, each lower and upper."""
+        self._program.give(p)
+        if self._clock is not None:
+            self._clock.start(budget_ms)
+        given = (z, p, *bounds, bound_multipliers, multipliers)
+        # Held until the call: CasADi keeps addresses only.
+        held = [np.ascontiguousarray(values, dtype=np.float64) for values in given]
+        for i, values in enumerate(held):
+            self._memory.set_arg(i, memoryview(values))
+        self._call()
+        stats = self._solver.stats(1)  # the memory of the buffer
+        found, bound_multipliers, multipliers = (values.copy() for values in self._results)
+        f, g = self._program.values(found)
+        return Solution(
+            z=found,
+            bound_multipliers=bound_multipliers,
+            multipliers=multipliers,
+            f=float(f[0]),
+            g=g.copy(),
+            iterations=int(stats["iter_count"]),
+            message=str(stats["return_status"]),
+            converged=bool(stats["success"]),
+            late=self._clock is not None and self._clock.rang,
+        )
+
+
+_PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}
+
+
+def _options(
+    name: SolverName, control: OptimalControl, iterations: int, tolerance: float, qp: QP
+) -> dict[str, Any]:
+    if name == "fatrop":
+        _, _, least, _ = control.bounds(np.zeros(1), np.zeros(1), None)
+        return {
+            "structure_detection": "manual",
+            **control.structure(),
+            "equality": [bool(e) for e in least == 0],
+            "fatrop": {"print_level": 0, "max_iter": iterations, "tolerance": tolerance},
+        }
+    if name == "ipopt":
+        return {
+            "ipopt": {
+                "print_level": 0,
+                "sb": "yes",
+                "max_iter": iterations,
+                "tol": tolerance,
+                "warm_start_init_point": "yes",
+            }
+        }
+    quiet: dict[str, dict[str, Any]] = {
+        "qrqp": {"print_iter": False, "print_header": False, "print_info": False},
+        "osqp": {"osqp": {"verbose": False, "eps_abs": tolerance, "eps_rel": tolerance}},
+        "piqp": {"piqp": {"verbose": False}},
+    }
+    return {
+        "qpsol": qp,
+        "qpsol_options": {"error_on_fail": False, **quiet[qp]},
+        "max_iter": iterations,
+        "tol_pr": tolerance,
+        "tol_du": tolerance,
+        "print_header": False,
+        "print_iteration": False,
+        "print_status": False,
+        "convexify_strategy": "regularize",
+    }
+
+
+def _functions(name: SolverName, program: Separable) -> list[casadi.Function]:
+    """The functions that a solver asks for, under CasADi's names. Given none, it would differentiate on its own."""
+    column, none = casadi.Sparsity.dense, casadi.Sparsity(program.nz, 1)
+    z, g, one = column(program.nz, 1), column(program.ng, 1), column(1, 1)
+    J, H = program.jacobian, program.hessian
+    point = {"x": z, "p": column(program.np, 1)}
+    dual = {**point, "lam_f": one, "lam_g": g}
+
+    # p is known to the program: it was set when the solver was called.
+    def values(*which: int) -> Any:
+        return lambda z, p: [program.values(z)[i] for i in which]
+
+    def slopes(*which: int) -> Any:
+        return lambda z, p: [program.slopes(z)[i] for i in which]
+
+    def curvature(z: Array, p: Array, sigma: Array, multipliers: Array) -> Array:
+        return program.curvature(z, sigma, multipliers)
+
+    made: list[casadi.Function] = [_Oracle("nlp_fg", point, {"f": one, "g": g}, values(0, 1))]
+    symbols = [casadi.MX.sym(n, s) for n, s in point.items()]
+    both = made[0](*symbols)
+    made.append(casadi.Function("nlp", symbols, list(both), ["x", "p"], ["f", "g"]))
+    made.append(_Oracle("nlp_f", point, {"f": one}, values(0)))
+    made.append(_Oracle("nlp_g", point, {"g": g}, values(1)))
+    symbols = [casadi.MX.sym(n, s) for n, s in dual.items()]
+    nothing = [casadi.MX(1, 1), casadi.MX(program.ng, 1), casadi.MX(program.nz, 1), casadi.MX(program.np, 1)]
+    made.append(  # of p, and never called
+        casadi.Function("nlp_grad", symbols, nothing, list(dual), ["f", "g", "grad_gamma_x", "grad_gamma_p"])
+    )
+    if name == "sqp":
+        outs = {"f": one, "grad_f_x": z, "g": g, "jac_g_x": J}
+        made.append(_Oracle("nlp_jac_fg", point, outs, slopes(0, 2, 1, 3)))
+        made.append(_Oracle("nlp_hess_l", dual, {"hess_gamma_x_x": H}, lambda *a: [curvature(*a)]))
+    else:
+        made.append(_Oracle("nlp_jac_g", point, {"g": g, "jac_g_x": J}, slopes(1, 3)))
+    if name == "fatrop":
+        made.append(_Oracle("nlp_grad_f", point, {"grad_f_x": z}, slopes(2)))
+        outs = {"grad_gamma_x": none, "hess_gamma_x_x": H}
+        made.append(_Oracle("nlp_hess_l", dual, outs, lambda *a: [None, curvature(*a)]))
+    if name == "ipopt":
+        made.append(_Oracle("nlp_grad_f", point, {"f": one, "grad_f_x": z}, slopes(0, 2)))
+        rows, columns = (np.array(i) for i in H.get_triplet())
+        upper = np.flatnonzero(rows <= columns)
+        outs = {"triu_hess_gamma_x_x": casadi.triu(H)}
+        made.append(_Oracle("nlp_hess_l", dual, outs, lambda *a: [curvature(*a)[upper]]))
+    return made
+
+
+class _Oracle(casadi.Callback):  # type: ignore[misc]
+    """A function of arrays as a CasADi function: its sparsities in and out, and how it is evaluated."""
+
+    def __init__(self, name: str, given: dict[str, Any], made: dict[str, Any], evaluate: Any):
+        casadi.Callback.__init__(self)
+        self._given, self._made, self._evaluate = given, made, evaluate
+        self.construct(name, {})
+
+    def get_n_in(self) -> int:
+        return len(self._given)
+
+    def get_n_out(self) -> int:
+        return len(self._made)
+
+    def get_name_in(self, i: int) -> str:
+        return list(self._given)[i]
+
+    def get_name_out(self, i: int) -> str:
+        return list(self._made)[i]
+
+    def get_sparsity_in(self, i: int) -> Any:
+        return list(self._given.values())[i]
+
+    def get_sparsity_out(self, i: int) -> Any:
+        return list(self._made.values())[i]
+
+    def has_eval_buffer(self) -> bool:
+        return True
+
+    def eval_buffer(self, arguments: Any, results: Any) -> int:
+        made = self._evaluate(*(np.frombuffer(a) for a in arguments))
+        for memory, result in zip(results, made, strict=True):
+            if memory is not None and result is not None:
+                np.frombuffer(memory)[:] = result
+        return 0
+
+
+class _Clock(casadi.Callback):  # type: ignore[misc]
+    """Stops a solver after the iteration in which its time runs out."""
+
+    def __init__(self, nz: int, ng: int, n: int):
+        casadi.Callback.__init__(self)
+        self._sizes = {"x": nz, "f": 1, "g": ng, "lam_x": nz, "lam_g": ng, "lam_p": n}
+        self._ends, self.rang = np.inf, False
+        self.construct("clock", {})
+
+    def start(self, budget_ms: float | None) -> None:
+        self._ends = np.inf if budget_ms is None else time.perf_counter() + 1e-3 * budget_ms
+        self.rang = False
+
+    def get_n_in(self) -> int:
+        return len(self._sizes)
+
+    def get_n_out(self) -> int:
+        return 1
+
+    def get_sparsity_in(self, i: int) -> Any:
+        return casadi.Sparsity.dense(list(self._sizes.values())[i], 1)
+
+    def has_eval_buffer(self) -> bool:
+        return True
+
+    def eval_buffer(self, arguments: Any, results: Any) -> int:
+        self.rang = time.perf_counter() >= self._ends
+        np.frombuffer(results[0])[:] = float(self.rang)
+        return 0

@@ -1,0 +1,342 @@
+"""Nonlinear model predictive control: a problem with constraints as one sparse nonlinear program, built once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import casadi
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from mbrl.errors import ContractError, UnknownName, UnsupportedProblem, require
+from mbrl.expressions import Expression
+from mbrl.planners.nlp import OptimalControl
+from mbrl.planners.nlp_solver import QP, Solution, SolverName
+from mbrl.planners.nmpc_program import NMPCProgram, Roll, Settings, nmpc_program
+from mbrl.planners.separable import Array, Indices
+from mbrl.planners.transcription import Transcription
+from mbrl.problem import Box, Plan, Problem
+from mbrl.protocols import Stochastic
+
+STATUS = (
+    "optimal",
+    "not optimal, but what must hold holds",
+    "what must hold does not hold",
+    "not finite",
+)
+"""The meaning of `Plan.info["status"]`; plans of the last two cost inf and are not followed."""
+
+
+@dataclass(frozen=True)
+class NMPCState:
+    """What is carried from one plan to the next, by stages k = 0 … H; S branches, 1 but for scenarios.
+
+    Attributes:
+        states: (M, H+1, S·nx).
+        rest: (M, H+1, n), controls and what else a stage has.
+        bound_multipliers: (M, H+1, S·nx + n), of the bounds of states and rest.
+        multipliers: (M, H+1, m), of the constraints.
+    """
+
+    states: Tensor
+    rest: Tensor
+    bound_multipliers: Tensor
+    multipliers: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NMPC:
+    """A local optimum of a constrained problem by direct transcription and a sparse solver, in float64.
+
+    Dynamics must be a CasADi expression (`Symbolic`, `Exported`). The program is built once per structure: x0, params,
+    bounds and weights of networks are its arguments. Each plan starts from the last one, with its multipliers.
+
+    Attributes:
+        transcription: "shooting", the model's own step between the nodes; "radau" or "legendre" collocation, or
+            "hermite-simpson", of dynamics that are an ODE.
+        degree: of the collocation polynomials.
+        solver: "fatrop" follows the structure in time; "ipopt"; or "sqp", whose steps are quadratic programs.
+        qp: what solves those.
+        hessian: "exact", or "gauss-newton": without second derivatives of dynamics and constraints.
+        iterations: at most. "sqp" with 1 is the real-time iteration: one step towards the optimum per plan.
+        tolerance: of the conditions of optimality.
+        feasible: by how much a plan that is not optimal may violate a hard constraint, in its units, and be followed.
+        final_time: shortest and longest duration in s of the whole horizon, which becomes a variable then: for open-loop
+            plans. Their steps last `info["final_time"]` / H instead of dt, which is what `cost` and `states` reckon with.
+        budget_ms: if set, no iteration is begun after this many milliseconds. Results then depend on the machine.
+
+    `Plan.actions` are held for a step each: of "hermite-simpson", whose controls are quadratic in time, they are means.
+    `Plan.cost` is that of these actions by the model's own step, without penalties. `info` has "objective" (M,), the
+    optimum of the program, with penalties and its own quadrature; "violation" (M,), the largest of a hard constraint
+    along `Plan.states`; "gap" (M,), the largest by which the program's equations are violated; "status" (M,), an index
+    into `STATUS`; "explanation", which constraints are violated where, or "".
+
+    Reference: Rawlings, Mayne & Diehl 2017, "Model predictive control", chapter 8; Diehl, Bock & Schlöder 2005, "A
+        real-time iteration scheme for nonlinear optimization in optimal feedback control".
+    """
+
+    transcription: Transcription = "shooting"
+    degree: int = 3
+    solver: SolverName = "fatrop"
+    qp: QP = "qrqp"
+    hessian: Literal["exact", "gauss-newton"] = "exact"
+    iterations: int = 200
+    tolerance: float = 1e-6
+    feasible: float = 1e-3
+    final_time: tuple[float, float] | None = None
+    budget_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for option, kind in (("transcription", Transcription), ("solver", SolverName), ("qp", QP)):
+            if getattr(self, option) not in get_args(kind):
+                raise UnknownName(option, str(getattr(self, option)), get_args(kind))
+        if self.hessian not in ("exact", "gauss-newton"):
+            raise UnknownName("hessian", str(self.hessian), ("exact", "gauss-newton"))
+        if self.iterations < 1 or not 1 <= self.degree <= 9:
+            raise ContractError(
+                f"{name} needs iterations ≥ 1 and a degree of 1 to 9, but got {self.iterations} and {self.degree}."
+            )
+        if not (0 < self.tolerance < 1 and self.feasible >= 0):
+            raise ContractError(
+                f"{name} needs a tolerance in (0, 1) and feasible ≥ 0, but got {self.tolerance} and {self.feasible}."
+            )
+        if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
+            raise ContractError(f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}.")
+        if self.final_time is not None and not 0 < self.final_time[0] <= self.final_time[1] < math.inf:
+            raise ContractError(f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}.")
+        together = self.transcription == "hermite-simpson" or self.final_time is not None
+        if self.solver == "fatrop" and together:
+            raise ContractError(
+                f"{name} needs stages that meet in their states only for the solver fatrop, but hermite-simpson shares "
+                'controls between them, and a free final_time is shared by all. Use solver="ipopt".'
+            )
+        if self.final_time is not None and self.transcription == "shooting":
+            raise ContractError(
+                f"{name} with a free final_time needs steps of any length, but shooting takes the model's own. Use "
+                'transcription="radau", "legendre" or "hermite-simpson".'
+            )
+
+    def check(self, problem: Problem[Any, Any, Any]) -> None:
+        name, dynamics = type(self).__name__, problem.dynamics
+        if not isinstance(problem.actions, Box):
+            raise UnsupportedProblem(
+                f"{name} needs Box actions, but {type(problem.actions).__name__} was given. "
+                "Use a tree search for discrete actions."
+            )
+        self._check_dynamics(dynamics)
+        if problem.terminated is not None:
+            raise UnsupportedProblem(
+                f"{name} plans to the horizon and cannot end early, but the problem has `terminated`. Say what ends an "
+                "episode as a Constraint, and leave it out: dataclasses.replace(problem, terminated=None)."
+            )
+        if self.transcription != "shooting" and any(e.ode is None for e in self._expressions(problem)):
+            raise UnsupportedProblem(
+                f"{name} with {self.transcription} needs dynamics that are an ODE, but {type(dynamics).__name__} only "
+                'has steps. Use transcription="shooting".'
+            )
+        self._program(problem)
+
+    def init(
+        self, problem: Problem[Any, Any, Box], x0: Tensor, *, generator: Generator, guess: Plan | None = None
+    ) -> NMPCState:
+        """Without a guess the state stays where it is, under the controls nearest to 0."""
+        built, x = self._program(problem), _array(x0)
+        control, M, H = built.control, len(x0), problem.horizon
+        S, nx = control.branches, x.shape[1]
+        low, high = _array(problem.actions.low), _array(problem.actions.high)
+        actions = np.broadcast_to(np.clip(0.0, low, high), (M, H, len(low)))
+        states = np.broadcast_to(x[:, None, None], (M, H + 1, S, nx)).copy()
+        if guess is not None:
+            actions = np.clip(_array(guess.actions), low, high)
+            states = self._led(problem, built, x, actions, guess, states)
+        z = np.zeros((M, control.program.nz))
+        z[:, control.states], z[:, control.controls] = states.reshape(M, H + 1, -1), actions[:, :, None]
+        if self.transcription == "hermite-simpson":
+            z[:, control.own], z[:, control.ahead] = actions[:, :, None], actions[:, -1:]
+        elif self.transcription != "shooting":
+            n = control.own.shape[-1] // self.degree
+            here, there = states[:, :-1, :, :n], states[:, 1:, :, :n]
+            points = casadi.collocation_points(self.degree, self.transcription)
+            z[:, control.own] = np.concatenate([here + t * (there - here) for t in points], -1)
+        if self.final_time is not None:
+            z[:, control.time] = np.clip(H * problem.dynamics.dt, *self.final_time)
+        return _pack(control, z, np.zeros_like(z), np.zeros((M, control.program.ng)))
+
+    def shift(self, state: NMPCState, actions_taken: Tensor, x_now: Tensor) -> NMPCState:
+        H = state.states.shape[1] - 1
+        n = min(actions_taken.shape[-2], H)
+
+        def later(stages: Tensor) -> Tensor:
+            """From stage n on; the last step is repeated, and the end stays."""
+            steps = stages[:, :-1]
+            return torch.cat([steps[:, n:], steps[:, -1:].expand(-1, n, -1), stages[:, -1:]], 1)
+
+        states = torch.cat([state.states[:, n:], state.states[:, -1:].expand(-1, n, -1)], 1)
+        return NMPCState(states, later(state.rest), later(state.bound_multipliers), later(state.multipliers))
+
+    def plan(
+        self, problem: Problem[Any, Any, Box], x0: Tensor, state: NMPCState, *, generator: Generator
+    ) -> tuple[Plan, NMPCState]:
+        built, M, H = self._program(problem), len(x0), problem.horizon
+        control, x = built.control, _array(x0)
+        low, high = _array(problem.actions.low), _array(problem.actions.high)
+        bounds = control.bounds(low, high, self.final_time)
+        start = _unpack(control, state)
+        start[0][:, control.states[0]] = np.tile(x, control.branches)
+        q, theta = _steps(problem, M), self._theta(problem)
+        ends = [values.copy() for values in start]
+        actions, states = np.empty((M, H, len(low))), np.empty((M, H + 1, x.shape[1]))
+        cost = np.full((M, control.branches), np.inf)
+        info: dict[str, Any] = {
+            name: torch.full((M,), torch.nan, dtype=torch.float64) for name in ("objective", "violation", "gap")
+        }
+        info |= {name: torch.zeros(M, dtype=torch.long) for name in ("status", "iterations")}
+        told = []
+        for row in range(M):
+            known = np.isfinite(x[row]).all()
+            u, status, why = built.actions(start[0][row]), 3, "the initial state is not finite"
+            if known:
+                p = np.concatenate([start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta])
+                found = built.solver(*(values[row] for values in start), p, bounds, budget_ms=self.budget_ms)
+                info["iterations"][row] = found.iterations
+                status, why = 3, f"the solver left the finite numbers ({found.message})"
+                if found.finite:
+                    tried = np.clip(built.actions(found.z), low, high)
+                    led = built.roll(x[row], tried, q[row], theta)
+                    status, why = self._judge(found, led)
+                    info["objective"][row], info["gap"][row] = found.f, found.gap(bounds)
+                    info["violation"][row] = led.violation
+                if status < 2:
+                    u, cost[row] = tried, led.cost
+                    ends[0][row], ends[1][row], ends[2][row] = found.z, found.bound_multipliers, found.multipliers
+                else:  # start again from the guess, but not with its multipliers
+                    ends[1][row], ends[2][row] = 0.0, 0.0
+            if status >= 2:
+                led = built.roll(x[row], u, q[row], theta)
+            actions[row], states[row] = u.mean(0), led.states[0]
+            info["status"][row] = status
+            told += [f"problem {row}: {why}" if M > 1 else why] if why else []
+        info["explanation"] = "; ".join(told)
+        if self.final_time is not None:
+            info["final_time"] = torch.from_numpy(ends[0][:, control.time[0]])
+        risked = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
+        plan = Plan(
+            actions=problem.actions.clip(torch.from_numpy(actions).to(x0)),
+            cost=torch.as_tensor(risked).to(x0).nan_to_num(nan=torch.inf, posinf=torch.inf),
+            states=torch.cat([x0[:, None], torch.from_numpy(states[:, 1:]).to(x0)], 1),
+            info=info,
+        )
+        return plan, _pack(control, *ends)
+
+    def _judge(self, found: Solution, led: Roll) -> tuple[int, str]:
+        """An index into `STATUS`, and why it is not 0."""
+        if not np.isfinite(led.cost).all():
+            return 3, f"its actions lead away from the finite numbers ({found.message})"
+        if found.converged:
+            return 0, ""
+        why = "time ran out" if found.late else found.message
+        if led.violation <= self.feasible:
+            return 1, why
+        return 2, f"{led.where} ({why})"
+
+    def _led(
+        self, problem: Problem[Any, Any, Box], built: NMPCProgram, x: Array, actions: Array, guess: Plan, stay: Array
+    ) -> Array:
+        """States (M, H+1, S, nx) of a guess, or where its actions lead, or where that is not finite, `stay`."""
+        M, S = len(x), built.control.branches
+        if guess.states is not None:
+            led = np.repeat(_array(guess.states)[:, :, None], S, 2)
+        else:
+            q, theta = _steps(problem, M), self._theta(problem)
+            rolls = [built.roll(x[m], np.tile(actions[m], (S, 1, 1)), q[m], theta).states for m in range(M)]
+            led = np.stack(rolls).swapaxes(1, 2)
+        finite = np.isfinite(led).all((1, 2, 3), keepdims=True)
+        return np.where(finite, led, stay)
+
+    def _check_dynamics(self, dynamics: Any) -> None:
+        name = type(self).__name__
+        if isinstance(dynamics, Stochastic):
+            raise UnsupportedProblem(
+                f"{name} needs deterministic dynamics, but {type(dynamics).__name__} must be drawn first. Plan on the "
+                "mean of an ensemble, Exported(MeanDynamics(ensemble)), or on its members: ScenarioNMPC."
+            )
+        remedy = "Wrap it: Symbolic(dynamics) if it is written in torch, Exported(model) if it was learned."
+        require(name, "dynamics", dynamics, ("expression", "theta"), remedy)
+
+    def _expressions(self, problem: Problem[Any, Any, Any]) -> tuple[Expression, ...]:
+        return (problem.dynamics.expression,)
+
+    def _theta(self, problem: Problem[Any, Any, Any]) -> Array:
+        theta: Array = problem.dynamics.theta
+        return theta
+
+    def _program(self, problem: Problem[Any, Any, Any]) -> NMPCProgram:
+        return nmpc_program(self._expressions(problem), problem, self._settings(problem))
+
+    def _settings(self, problem: Problem[Any, Any, Any]) -> Settings:
+        return Settings(
+            transcription=self.transcription,
+            degree=self.degree,
+            solver=self.solver,
+            qp=self.qp,
+            gauss_newton=self.hessian == "gauss-newton",
+            iterations=self.iterations,
+            tolerance=self.tolerance,
+            deadline=self.budget_ms is not None,
+            free_time=self.final_time is not None,
+            shared=problem.horizon,
+            spread=None,
+        )
+
+
+def _array(values: Tensor) -> Array:
+    array: Array = values.detach().double().cpu().numpy()
+    return array
+
+
+def _steps(problem: Problem[Any, Any, Any], M: int) -> Array:
+    """(k, γᵏ, p) of every step, (M, H+1, 2 + np)."""
+    k = np.arange(problem.horizon + 1.0)
+    steps = np.broadcast_to(np.stack([k, problem.discount**k], -1), (M, len(k), 2))
+    if problem.params is None:
+        return steps
+    params = _array(problem.params)
+    return np.concatenate([steps, np.broadcast_to(params, (M, *params.shape[-2:]))], -1)
+
+
+def _pack(control: OptimalControl, z: Array, bound_multipliers: Array, multipliers: Array) -> NMPCState:
+    """By stages."""
+
+    def take(values: Array, places: Indices) -> Tensor:
+        return torch.from_numpy(np.where(places < 0, 0.0, values[:, places]))
+
+    all_places = np.concatenate([control.states, control.rest], -1)
+    return NMPCState(
+        take(z, control.states),
+        take(z, control.rest),
+        take(bound_multipliers, all_places),
+        take(multipliers, control.rows),
+    )
+
+
+def _unpack(control: OptimalControl, state: NMPCState) -> list[Array]:
+    """z and the multipliers of bounds and of constraints, (M, …) each."""
+    M, all_places = len(state.states), np.concatenate([control.states, control.rest], -1)
+
+    def give(values: Tensor, places: Indices, n: int) -> Array:
+        flat = np.zeros((M, n))
+        flat[:, places[places >= 0]] = values.numpy()[:, places >= 0]
+        return flat
+
+    z = torch.cat([state.states, state.rest], -1)
+    nz, ng = control.program.nz, control.program.ng
+    return [
+        give(z, all_places, nz),
+        give(state.bound_multipliers, all_places, nz),
+        give(state.multipliers, control.rows, ng),
+    ]
