@@ -106,9 +106,13 @@ class NMPC:
                 f"{name} needs a tolerance in (0, 1) and feasible ≥ 0, but got {self.tolerance} and {self.feasible}."
             )
         if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
-            raise ContractError(f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}.")
+            raise ContractError(
+                f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}."
+            )
         if self.final_time is not None and not 0 < self.final_time[0] <= self.final_time[1] < math.inf:
-            raise ContractError(f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}.")
+            raise ContractError(
+                f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}."
+            )
         together = self.transcription == "hermite-simpson" or self.final_time is not None
         if self.solver == "fatrop" and together:
             raise ContractError(
@@ -193,7 +197,8 @@ class NMPC:
         actions, states = np.empty((M, H, len(low))), np.empty((M, H + 1, x.shape[1]))
         cost = np.full((M, control.branches), np.inf)
         info: dict[str, Any] = {
-            name: torch.full((M,), torch.nan, dtype=torch.float64) for name in ("objective", "violation", "gap")
+            name: torch.full((M,), torch.nan, dtype=torch.float64)
+            for name in ("objective", "violation", "gap")
         }
         info |= {name: torch.zeros(M, dtype=torch.long) for name in ("status", "iterations")}
         told = []
@@ -201,7 +206,9 @@ class NMPC:
             known = np.isfinite(x[row]).all()
             u, status, why = built.actions(start[0][row]), 3, "the initial state is not finite"
             if known:
-                p = np.concatenate([start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta])
+                p = np.concatenate(
+                    [start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta]
+                )
                 found = built.solver(*(values[row] for values in start), p, bounds, budget_ms=self.budget_ms)
                 info["iterations"][row] = found.iterations
                 status, why = 3, f"the solver left the finite numbers ({found.message})"
@@ -213,7 +220,11 @@ class NMPC:
                     info["violation"][row] = led.violation
                 if status < 2:
                     u, cost[row] = tried, led.cost
-                    ends[0][row], ends[1][row], ends[2][row] = found.z, found.bound_multipliers, found.multipliers
+                    ends[0][row], ends[1][row], ends[2][row] = (
+                        found.z,
+                        found.bound_multipliers,
+                        found.multipliers,
+                    )
                 else:  # start again from the guess, but not with its multipliers
                     ends[1][row], ends[2][row] = 0.0, 0.0
             if status >= 2:
@@ -224,7 +235,9 @@ class NMPC:
         info["explanation"] = "; ".join(told)
         if self.final_time is not None:
             info["final_time"] = torch.from_numpy(ends[0][:, control.time[0]])
-        risked = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
+        risked = (
+            problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
+        )
         plan = Plan(
             actions=problem.actions.clip(torch.from_numpy(actions).to(x0)),
             cost=torch.as_tensor(risked).to(x0).nan_to_num(nan=torch.inf, posinf=torch.inf),
@@ -245,7 +258,13 @@ class NMPC:
         return 2, f"{led.where} ({why})"
 
     def _led(
-        self, problem: Problem[Any, Any, Box], built: NMPCProgram, x: Array, actions: Array, guess: Plan, stay: Array
+        self,
+        problem: Problem[Any, Any, Box],
+        built: NMPCProgram,
+        x: Array,
+        actions: Array,
+        guess: Plan,
+        stay: Array,
     ) -> Array:
         """States (M, H+1, S, nx) of a guess, or where its actions lead, or where that is not finite, `stay`."""
         M, S = len(x), built.control.branches

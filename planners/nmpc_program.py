@@ -185,7 +185,10 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> Call
     end = casadi.Function("end", [x, q], [q[1] * worth, terminal])
 
     x0, U = casadi.MX.sym("x0", expression.nx), casadi.MX.sym("u", expression.nu, horizon)
-    Q, weights = casadi.MX.sym("q", 2 + functions.params, horizon + 1), casadi.MX.sym("theta", expression.ntheta)
+    Q, weights = (
+        casadi.MX.sym("q", 2 + functions.params, horizon + 1),
+        casadi.MX.sym("theta", expression.ntheta),
+    )
     at, total, states, paths = x0, casadi.MX(0), [], []
     for k in range(horizon):
         at, cost, g = step(at, U[:, k], Q[:, k], weights)
@@ -196,7 +199,9 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> Call
         entered = set(casadi.jacobian(path, u).sparsity().get_triplet()[0])
         blind = [i for i in range(path.numel()) if i not in entered]
         if blind:
-            paths[0] = casadi.MX(casadi.DM([0.0 if i in blind else 1.0 for i in range(path.numel())])) * paths[0]
+            paths[0] = (
+                casadi.MX(casadi.DM([0.0 if i in blind else 1.0 for i in range(path.numel())])) * paths[0]
+            )
     cost, last = end(at, Q[:, horizon])
     results = [total + cost, casadi.horzcat(*states), casadi.horzcat(*paths), last]
     whole = casadi.Function("rollout", [x0, U, Q, weights], [casadi.densify(r) for r in results])
@@ -220,9 +225,7 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> Call
 _built = functools.lru_cache(maxsize=32)(NMPCProgram)
 
 
-def nmpc_program(
-    expressions: tuple[Expression, ...], problem: Any, settings: Settings
-) -> NMPCProgram:
+def nmpc_program(expressions: tuple[Expression, ...], problem: Any, settings: Settings) -> NMPCProgram:
     """The program of a problem's structure, built once.
 
     Raises:

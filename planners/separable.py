@@ -54,9 +54,7 @@ class Interpreted:
 
 
 @kernel
-def _interpret(
-    program: Program, w: Array, take: Indices, give: Indices, source: Array, total: Array
-) -> None:
+def _interpret(program: Program, w: Array, take: Indices, give: Indices, source: Array, total: Array) -> None:
     for i in range(take.shape[0]):
         for j in range(take.shape[1]):
             w[i, j] = source[take[i, j]]
@@ -87,7 +85,10 @@ class Called:
         self._memory.set_res(0, memoryview(self._result))
 
     def __call__(self, source: Array, total: Array) -> None:
-        arguments = [source[self._theta], *(source[take] for take in self._take)]  # held: CasADi keeps addresses
+        arguments = [
+            source[self._theta],
+            *(source[take] for take in self._take),
+        ]  # held: CasADi keeps addresses
         for i, argument in enumerate(arguments):
             self._memory.set_arg(i, memoryview(argument))
         self._call()
@@ -224,7 +225,9 @@ class Separable:
             start += n
             take = np.concatenate([part.variables, q])
             value = np.concatenate([np.where(part.rows < 0, nowhere, 1 + part.rows), np.zeros((1, L), int)])
-            first = np.concatenate([value, np.where(J < self.jacobian.nnz(), J + edges[-2], nowhere), part.variables + edges[-3]])
+            first = np.concatenate(
+                [value, np.where(J < self.jacobian.nnz(), J + edges[-2], nowhere), part.variables + edges[-3]]
+            )
             multipliers = np.where(part.rows < 0, self._dual.stop, self._dual.start + part.rows)
             sigma = np.full((1, L), self._dual.stop + 1)
             self._value.append(lanes(part.element.value, take, theta, value))
@@ -274,9 +277,7 @@ class Separable:
         total[self._g][rows] = z[variables] - source[self.nz : self.nz + len(rows)]
 
 
-def _pattern(
-    keys: Sequence[Indices], rows: int, columns: int
-) -> tuple[casadi.Sparsity, list[Indices]]:
+def _pattern(keys: Sequence[Indices], rows: int, columns: int) -> tuple[casadi.Sparsity, list[Indices]]:
     """The sparsity of entries column · rows + row, and which nonzero each is; the last and one more: none."""
     kept, into = np.unique(np.concatenate([k.ravel() for k in keys]), return_inverse=True)
     inside = kept[kept < rows * columns]

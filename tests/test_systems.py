@@ -44,8 +44,8 @@ from mbrl.experiments.benchmarks import plants, upside_down
 from mbrl.horizon import AffinePolicy, TorchHorizon
 from mbrl.planners import DDP, ILQR
 from mbrl.symbolic import Symbolic
-from mbrl.tracing import trace
 from mbrl.symbolic_horizon import SymbolicHorizon
+from mbrl.tracing import trace
 from tests.problems import name, seeded
 
 SYSTEMS: list[System] = [

@@ -31,7 +31,7 @@ def cart_pole(x: Sequence[Any], u: Any, sin: Callable[[Any], Any], cos: Callable
     return [velocity, rate, push, -swing / (LENGTH * whole)]
 
 
-def stage(x: Sequence[Any], u: Any, cos: Callable[[Any], Any]) -> Any:
+def stage(x: Any, u: Any, cos: Callable[[Any], Any]) -> Any:
     """The cost of a step of the swing-up; without u, of ending at x."""
     return x[0] ** 2 + 10 * (1 - cos(x[1])) + 0.01 * u**2
 
