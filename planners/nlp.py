@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mbrl.planners.separable import Array, Indices, Lanes, Part, Separable
+from mbrl.planners.buffered import Array
+from mbrl.planners.separable import Indices, Lanes, Part, Separable
 from mbrl.planners.transcription import Stage
 from mbrl.problem import Constraint
+
+Bounds = tuple[Array, Array, Array, Array]
+"""Of z and of g, each lower and upper."""
 
 
 class OptimalControl:
@@ -86,7 +90,7 @@ class OptimalControl:
                 for place, piece in zip(places, pieces[name], strict=True):
                     variables[place, k] = piece
 
-        g = _Counter()
+        g, first = _Counter(), np.empty(0, dtype=np.int64)
         path_rows = np.full((path.element.nc, H), -1, dtype=np.int64)
         for k in range(H):
             path_rows[: path.gaps, k] = g(path.gaps)
@@ -121,7 +125,7 @@ class OptimalControl:
         """Whether stages meet only where the next state is what a step leads to: what fatrop needs."""
         return not len(self.time) and not self.ahead.size
 
-    def bounds(self, low: Array, high: Array, final_time: tuple[float, float] | None) -> tuple[Array, ...]:
+    def bounds(self, low: Array, high: Array, final_time: tuple[float, float] | None) -> Bounds:
         """Bounds of z and of g, each lower and upper; low, high: (nu,), of the controls."""
         lower, upper = self._least.copy(), self._most.copy()
         for places in (self.controls, *((self.own, self.ahead) if self.ahead.size else ())):

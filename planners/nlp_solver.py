@@ -10,8 +10,9 @@ import casadi
 import numpy as np
 
 from mbrl.errors import MbrlError
-from mbrl.planners.nlp import OptimalControl
-from mbrl.planners.separable import Array, Separable
+from mbrl.planners.buffered import Array, Buffered
+from mbrl.planners.nlp import Bounds, OptimalControl
+from mbrl.planners.separable import Separable
 
 SolverName = Literal["fatrop", "ipopt", "sqp"]
 QP = Literal["qrqp", "osqp", "piqp"]
@@ -45,7 +46,7 @@ class Solution:
         parts = (self.z, self.bound_multipliers, self.multipliers, self.g)
         return all(bool(np.isfinite(part).all()) for part in parts)
 
-    def gap(self, bounds: tuple[Array, Array, Array, Array]) -> float:
+    def gap(self, bounds: Bounds) -> float:
         """The largest violation of an equation."""
         _, _, lower, upper = bounds
         equations = lower == upper
@@ -96,11 +97,9 @@ class Solver:
                 f"CasADi {casadi.__version__} here cannot load the solver {name!r}"
                 f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
             ) from error
-        self._keep = cache
-        self._memory, self._call = self._solver.buffer()
-        self._results = (np.empty(program.nz), np.empty(program.nz), np.empty(program.ng))
-        for place, values in zip((0, 3, 4), self._results, strict=True):  # x, lam_x and lam_g
-            self._memory.set_res(place, memoryview(values))
+        self._name, self._keep = name, cache
+        nz, ng = (program.nz,), (program.ng,)
+        self._call = Buffered(self._solver, [nz, None, None, nz, ng, None])
 
     def __call__(
         self,
@@ -108,7 +107,7 @@ class Solver:
         bound_multipliers: Array,
         multipliers: Array,
         p: Array,
-        bounds: tuple[Array, Array, Array, Array],
+        bounds: Bounds,
         *,
         budget_ms: float | None = None,
     ) -> Solution:
@@ -116,14 +115,9 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
-        given = (z, p, *bounds, bound_multipliers, multipliers)
-        # Held until the call: CasADi keeps addresses only.
-        held = [np.ascontiguousarray(values, dtype=np.float64) for values in given]
-        for i, values in enumerate(held):
-            self._memory.set_arg(i, memoryview(values))
-        self._call()
-        stats = self._solver.stats(1)  # the memory of the buffer
-        found, bound_multipliers, multipliers = (values.copy() for values in self._results)
+        results = self._call(z, p, *bounds, bound_multipliers, multipliers)
+        stats = self._solver.stats(1)  # of the buffer's memory
+        found, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
         f, g = self._program.values(found)
         return Solution(
             z=found,
@@ -132,10 +126,17 @@ class Solver:
             f=float(f[0]),
             g=g.copy(),
             iterations=int(stats["iter_count"]),
-            message=str(stats["return_status"]),
+            message=f"{self._name}: {_words(stats)}",
             converged=bool(stats["success"]),
             late=self._clock is not None and self._clock.rang,
         )
+
+
+def _words(stats: dict[str, Any]) -> str:
+    """The solver's status; fatrop's own is a number."""
+    own, common = stats["return_status"], str(stats["unified_return_status"])
+    words = own if isinstance(own, str) else common.removeprefix("SOLVER_RET_")
+    return words.replace("_", " ").lower()
 
 
 _PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}

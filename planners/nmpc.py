@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,10 +13,11 @@ from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, UnknownName, UnsupportedProblem, require
 from mbrl.expressions import Expression
+from mbrl.planners.buffered import Array
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solution, SolverName
 from mbrl.planners.nmpc_program import NMPCProgram, Roll, Settings, nmpc_program
-from mbrl.planners.separable import Array, Indices
+from mbrl.planners.separable import Indices
 from mbrl.planners.transcription import Transcription
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
@@ -67,6 +67,8 @@ class NMPC:
         feasible: by how much a plan that is not optimal may violate a hard constraint, in its units, and be followed.
         final_time: shortest and longest duration in s of the whole horizon, which becomes a variable then: for open-loop
             plans. Their steps last `info["final_time"]` / H instead of dt, which is what `cost` and `states` reckon with.
+        generate_code: compile the program's functions as C code, where there is a compiler; kept on disk. It pays for
+            networks; expressions of scalars are as fast interpreted.
         budget_ms: if set, no iteration is begun after this many milliseconds. Results then depend on the machine.
 
     `Plan.actions` are held for a step each: of "hermite-simpson", whose controls are quadratic in time, they are means.
@@ -88,6 +90,7 @@ class NMPC:
     tolerance: float = 1e-6
     feasible: float = 1e-3
     final_time: tuple[float, float] | None = None
+    generate_code: bool = False
     budget_ms: float | None = None
 
     def __post_init__(self) -> None:
@@ -209,7 +212,8 @@ class NMPC:
                 p = np.concatenate(
                     [start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta]
                 )
-                found = built.solver(*(values[row] for values in start), p, bounds, budget_ms=self.budget_ms)
+                z, lam_z, lam_g = (values[row] for values in start)
+                found = built.solver(z, lam_z, lam_g, p, bounds, budget_ms=self.budget_ms)
                 info["iterations"][row] = found.iterations
                 status, why = 3, f"the solver left the finite numbers ({found.message})"
                 if found.finite:
@@ -249,13 +253,13 @@ class NMPC:
     def _judge(self, found: Solution, led: Roll) -> tuple[int, str]:
         """An index into `STATUS`, and why it is not 0."""
         if not np.isfinite(led.cost).all():
-            return 3, f"its actions lead away from the finite numbers ({found.message})"
+            return 3, f"its actions lead out of the finite numbers ({found.message})"
         if found.converged:
             return 0, ""
         why = "time ran out" if found.late else found.message
         if led.violation <= self.feasible:
             return 1, why
-        return 2, f"{led.where} ({why})"
+        return 2, f"{', '.join(led.violated)} ({why})"
 
     def _led(
         self,
@@ -306,6 +310,7 @@ class NMPC:
             gauss_newton=self.hessian == "gauss-newton",
             iterations=self.iterations,
             tolerance=self.tolerance,
+            generate_code=self.generate_code,
             deadline=self.budget_ms is not None,
             free_time=self.final_time is not None,
             shared=problem.horizon,

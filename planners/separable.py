@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mbrl.compiled import kernel
+from mbrl.planners.buffered import Array, Buffered
+from mbrl.planners.generated import generated
 from mbrl.programs import Program, program, registers, run
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 
@@ -77,22 +78,22 @@ class Called:
             v, q, *dual = (symbol[:, lane] for symbol in symbols)
             calls.append(function(v, q, theta_symbol, *dual))
         result = casadi.densify(casadi.horzcat(*calls))
-        self._memory, self._call = casadi.Function("lanes", [theta_symbol, *symbols], [result]).buffer()
+        whole = casadi.Function("lanes", [theta_symbol, *symbols], [result])
+        self._function = Buffered(whole, [(L, function.numel_out(0))])
         ends = np.cumsum([0, *(n for i, n in enumerate(sizes) if i != 2)])
         self._take = [take[a:b].T for a, b in pairwise(ends.tolist())]
-        self._theta, self._give = slice(int(theta[0]), int(theta[-1]) + 1) if len(theta) else slice(0), give.T
-        self._result = np.empty((L, function.numel_out(0)))
-        self._memory.set_res(0, memoryview(self._result))
+        self._theta, self._give = theta, give.T
 
     def __call__(self, source: Array, total: Array) -> None:
-        arguments = [
-            source[self._theta],
-            *(source[take] for take in self._take),
-        ]  # held: CasADi keeps addresses
-        for i, argument in enumerate(arguments):
-            self._memory.set_arg(i, memoryview(argument))
-        self._call()
-        np.add.at(total, self._give, self._result)
+        (result,) = self._function(source[self._theta], *(source[take] for take in self._take))
+        np.add.at(total, self._give, result)
+
+
+class Compiled(Called):
+    """As `Called`, of C code; interpreted where there is no compiler."""
+
+    def __init__(self, function: casadi.Function, take: Indices, theta: Indices, give: Indices):
+        super().__init__(generated(function), take, theta, give)
 
 
 @dataclass(frozen=True)
