@@ -21,11 +21,14 @@ class Expression:
         output: (x) -> y.
         ode: (x, u, θ) -> ẋ (nc,) of the first nc numbers of the state, where they follow an ODE; the others, if
             any, change from step to step only.
+        curvature: (x, u, k, θ, λ) -> x_next, its Jacobian J (nx, nx+nu) by (x, u) and the Hessian H (nx+nu, nx+nu) of
+            λᵀ x_next, where these are known in closed form, faster together than what CasADi derives from `step`.
     """
 
     step: casadi.Function
     output: casadi.Function
     ode: casadi.Function | None = None
+    curvature: casadi.Function | None = None
 
     @property
     def nx(self) -> int:
