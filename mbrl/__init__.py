@@ -33,6 +33,7 @@ from mbrl.quadratize import Expansion, quadratize
 from mbrl.resumable import Resumable, vectorize
 from mbrl.risk import CVaR, Mean, MeanStd, Optimistic, Risk, Worst
 from mbrl.rollout import Evaluation, evaluate, follow, realize, rollout
+from mbrl.scenarios import Scenarios
 from mbrl.task_checks import check_task
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "Resumable",
     "Risk",
     "RunFolderError",
+    "Scenarios",
     "Stochastic",
     "Task",
     "TaskCost",
