@@ -22,11 +22,12 @@ from mbrl.errors import (
     UnknownName,
     UnsupportedProblem,
 )
-from mbrl.estimators import FullState, Measured, Observed, Padded
+from mbrl.estimators import FullState, Measured, Observed, Padded, WithLastAction
 from mbrl.features import Features
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
 from mbrl.policies import RandomPolicy
+from mbrl.previous_action import WithPreviousAction
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task, TrainingWorld
 from mbrl.quadratize import Expansion, quadratize
@@ -88,6 +89,8 @@ __all__ = [
     "Transition",
     "UnknownName",
     "UnsupportedProblem",
+    "WithLastAction",
+    "WithPreviousAction",
     "Worst",
     "check_dynamics",
     "check_planner",
