@@ -119,6 +119,10 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
+        if not all(np.isfinite(part).all() for part in self._program.slopes(z)):
+            f, g = self._program.values(z)
+            given = (z, bound_multipliers, multipliers, float(f[0]), np.full_like(g, np.nan))
+            return Solution(*given, 0, f"{self._name}: the guess leads out of the finite numbers", False, False)
         results = self._call(z, p, *bounds, bound_multipliers, multipliers)
         stats = self._solver.stats(1)  # of the buffer's memory
         found, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
@@ -143,6 +147,7 @@ def _words(stats: dict[str, Any]) -> str:
     return words.replace("_", " ").lower()
 
 
+_HUGE = 1e20
 _PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}
 
 
@@ -267,7 +272,8 @@ def _oracle(name: str, program: Separable, results: tuple[str, ...]) -> casadi.F
 
         def evaluate(z: Array, p: Array) -> Sequence[Array | None]:  # type: ignore[misc]
             found = of(z)
-            return [found[place] for place in places]
+            # Of NaN fatrop's line search would never end; where it was tried, a step must look too long.
+            return [np.nan_to_num(found[place], nan=_HUGE, posinf=_HUGE, neginf=_HUGE) for place in places]
 
     given = {n: column(m, 1) for n, m in sizes.items()}
     return _Oracle(name, given, {result: patterns[result] for result in results}, evaluate)
