@@ -121,7 +121,9 @@ def main(config: Config) -> None:
     before = machine()
     cases = [(h, e, a) for h in config.hidden for e in config.members for a in get_args(Activation)]
     rows = [run(hidden, members, activation, config) for hidden, members, activation in cases]
-    table = Table("network", "members", "largest error", "f µs", "f, J, H derived µs", "closed µs", "times", "proof s")
+    table = Table(
+        "network", "members", "largest error", "f µs", "f, J, H derived µs", "closed µs", "times", "proof s"
+    )
     for row in rows:
         us = row["us"]
         table.add_row(
