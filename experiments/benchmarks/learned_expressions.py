@@ -73,12 +73,13 @@ def derived(expression: Expression) -> casadi.Function:
 
 def from_buffers(function: casadi.Function, given: list[np.ndarray]) -> tuple[Callable[[], Any], Any]:
     """A call of a function whose arguments and results stay where they are, and what must live as long."""
+    buffer: Any
     buffer, evaluate = function.buffer()
     results = [np.zeros(function.nnz_out(i)) for i in range(function.n_out())]
     for i, value in enumerate(given[: function.n_in()]):
-        buffer.set_arg(i, memoryview(value))
+        buffer.set_arg(i, value.data)
     for i, value in enumerate(results):
-        buffer.set_res(i, memoryview(value))
+        buffer.set_res(i, value.data)
     return evaluate, (buffer, results, given)
 
 
