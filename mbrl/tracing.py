@@ -8,7 +8,6 @@ below; whatever else is refused by name.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,8 +65,7 @@ def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> ca
     column = (
         casadi.vertcat(*[casadi.SX(entry) for entry in result.ravel()]) if result.size else casadi.SX(0, 1)
     )
-    word = re.sub("[^A-Za-z0-9]+", "_", name).strip("_")  # CasADi's names begin with a letter
-    return casadi.Function(word if word[:1].isalpha() else f"f{word}", symbols, [column])
+    return casadi.Function(casadi.Function.fix_name(name), symbols, [column])
 
 
 def _apply(name: str, node: Any, args: list[Any], options: dict[str, Any]) -> Any:
