@@ -119,7 +119,8 @@ def test_known_optima_by_hermite_simpson(known: Known) -> None:
 def test_held_controls_reach_the_optimum_of_the_same_program_written_by_hand(
     known: Known, solver: Any
 ) -> None:
-    plan = solve(NMPC(solver=solver, iterations=500), known.problem(), known.start(), known.guess())
+    planner = NMPC(solver=solver, iterations=500, tolerance=1e-8)
+    plan = solve(planner, known.problem(), known.start(), known.guess())
     assert value(plan, "status") == 0
     assert value(plan, "objective") == pytest.approx(known.held, rel=1e-6)
     assert value(plan, "violation") < 1e-5
@@ -428,7 +429,7 @@ def test_closed_loop_holds_the_track_and_resumes_from_a_checkpoint() -> None:
         states.append(x[0])
     path = torch.stack(states)
     assert float(path[:, 0].abs().max()) <= 0.45 + 1e-6
-    assert float((path[-1] - tensor(0.0, math.pi, 0.0, 0.0)).abs().max()) < 0.15
+    assert float((path[-1, 1] - math.pi).abs()) < 0.05
     assert policy.fallbacks == 0
     again, x = controller(), NEAR_UPRIGHT
     for row in path:
@@ -506,7 +507,7 @@ def test_dynamics_that_explode_are_reported() -> None:
     assert "finite" in str(plan.info["explanation"])
 
 
-@pytest.mark.parametrize("solver", ["fatrop", "ipopt", "sqp"])
+@pytest.mark.parametrize("solver", ["ipopt", "sqp"])
 def test_a_deadline_stops_the_solver_and_what_is_feasible_is_used(solver: Any) -> None:
     problem = cart_pole(40, limit=None)
     hanging = tensor(0.0, 0.1, 0.0, 0.0)[None]
@@ -592,6 +593,7 @@ def test_unknown_names(options: Any, message: str) -> None:
         ({"degree": 10}, "degree of 1 to 9"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"budget_ms": -1.0}, "budget_ms"),
+        ({"budget_ms": 10.0}, "cannot stop the solver fatrop"),
         ({"final_time": (2.0, 1.0), "solver": "ipopt"}, "shortest ≤ longest"),
         ({"transcription": "hermite-simpson"}, 'solver="ipopt"'),
         ({"final_time": (1.0, 2.0), "transcription": "radau"}, 'solver="ipopt"'),
