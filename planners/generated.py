@@ -21,8 +21,8 @@ def compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def generated(function: casadi.Function) -> casadi.Function:
-    """The same function as compiled C code, or the function itself, with a warning, where that fails.
+def generated(functions: list[casadi.Function]) -> list[casadi.Function]:
+    """The same functions as compiled C code, or the functions themselves, with a warning, where that fails.
 
     The library is kept under a hash of its code, compiler and processor in $XDG_CACHE_HOME/mbrl-kit (~/.cache by
     default), and found there the next time.
@@ -35,13 +35,16 @@ def generated(function: casadi.Function) -> casadi.Function:
             RuntimeWarning,
             stacklevel=2,
         )
-        return function
+        return functions
     code = casadi.CodeGenerator("generated.c")
-    code.add(function)
+    for function in functions:
+        code.add(function)
     source = code.dump()
-    key = hashlib.sha256("\0".join([source, _version(command), *_FLAGS, _processor()]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([source, _version(command), *_FLAGS, _processor()]).encode()).hexdigest()[
+        :32
+    ]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbrl-kit"
-    library = root / f"{function.name()}-{key}.so"
+    library = root / f"{key}.so"
     try:
         if not library.exists():
             root.mkdir(parents=True, exist_ok=True)
@@ -49,10 +52,13 @@ def generated(function: casadi.Function) -> casadi.Function:
                 written, built = Path(folder, "code.c"), Path(folder, "code.so")
                 written.write_text(source)
                 subprocess.run(
-                    [command, *_FLAGS, str(written), "-o", str(built), "-lm"], check=True, capture_output=True, text=True
+                    [command, *_FLAGS, str(written), "-o", str(built), "-lm"],
+                    check=True,
+                    capture_output=True,
+                    text=True,
                 )
                 os.replace(built, library)  # complete, or not there
-        return casadi.external(function.name(), str(library))
+        return [casadi.external(function.name(), str(library)) for function in functions]
     except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(
@@ -60,7 +66,7 @@ def generated(function: casadi.Function) -> casadi.Function:
             RuntimeWarning,
             stacklevel=2,
         )
-        return function
+        return functions
 
 
 def _version(command: str) -> str:

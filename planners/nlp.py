@@ -36,6 +36,7 @@ class OptimalControl:
         own: (H, S, n), what the transcription adds.
         ahead: (S, n), controls at the end, of a transcription that has some.
         rest: (H+1, n), all variables of a stage but its states, -1 where there are fewer.
+        everything: (H+1, n), states and rest.
         slacks: (n,), all slack variables.
         time: (0,) or (1,), T.
         rows: (H+1, m), where the constraints of a stage are in g, -1 where there are fewer.
@@ -102,6 +103,7 @@ class OptimalControl:
         self.path_rows, self.end_rows = path_rows, end_rows
         stages = [column[column >= 0] for column in path_rows.T]
         self.rows = _padded([np.concatenate([stages[0], first]), *stages[1:], end_rows])
+        self.everything = np.concatenate([self.states, self.rest], -1)
         self.program = Separable(
             [
                 Part(path.element, variables, path_rows),

@@ -199,11 +199,8 @@ class NMPC:
         ends = [values.copy() for values in start]
         actions, states = np.empty((M, H, len(low))), np.empty((M, H + 1, x.shape[1]))
         cost = np.full((M, control.branches), np.inf)
-        info: dict[str, Any] = {
-            name: torch.full((M,), torch.nan, dtype=torch.float64)
-            for name in ("objective", "violation", "gap")
-        }
-        info |= {name: torch.zeros(M, dtype=torch.long) for name in ("status", "iterations")}
+        info: dict[str, Any] = {name: np.full(M, np.nan) for name in ("objective", "violation", "gap")}
+        info |= {name: np.zeros(M, dtype=np.int64) for name in ("status", "iterations")}
         told = []
         for row in range(M):
             known = np.isfinite(x[row]).all()
@@ -236,15 +233,19 @@ class NMPC:
             actions[row], states[row] = u.mean(0), led.states[0]
             info["status"][row] = status
             told += [f"problem {row}: {why}" if M > 1 else why] if why else []
+        info = {name: torch.from_numpy(values) for name, values in info.items()}
         info["explanation"] = "; ".join(told)
         if self.final_time is not None:
             info["final_time"] = torch.from_numpy(ends[0][:, control.time[0]])
-        risked = (
-            problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
-        )
+        total = cost[:, 0]
+        if control.branches > 1:
+            total = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0].numpy()
+        held = torch.from_numpy(actions).to(x0)
         plan = Plan(
-            actions=problem.actions.clip(torch.from_numpy(actions).to(x0)),
-            cost=torch.as_tensor(risked).to(x0).nan_to_num(nan=torch.inf, posinf=torch.inf),
+            actions=torch.maximum(
+                torch.minimum(held, problem.actions.high.to(x0)), problem.actions.low.to(x0)
+            ),
+            cost=torch.from_numpy(np.where(np.isnan(total), np.inf, total)).to(x0),
             states=torch.cat([x0[:, None], torch.from_numpy(states[:, 1:]).to(x0)], 1),
             info=info,
         )
@@ -334,33 +335,32 @@ def _steps(problem: Problem[Any, Any, Any], M: int) -> Array:
 
 
 def _pack(control: OptimalControl, z: Array, bound_multipliers: Array, multipliers: Array) -> NMPCState:
-    """By stages."""
+    """By stages; the place -1 is a column of zeros."""
 
     def take(values: Array, places: Indices) -> Tensor:
-        return torch.from_numpy(np.where(places < 0, 0.0, values[:, places]))
+        return torch.from_numpy(np.concatenate([values, np.zeros((len(values), 1))], 1)[:, places])
 
-    all_places = np.concatenate([control.states, control.rest], -1)
+    n = control.states.shape[1]
+    variables = take(z, control.everything)
     return NMPCState(
-        take(z, control.states),
-        take(z, control.rest),
-        take(bound_multipliers, all_places),
+        variables[..., :n],
+        variables[..., n:],
+        take(bound_multipliers, control.everything),
         take(multipliers, control.rows),
     )
 
 
 def _unpack(control: OptimalControl, state: NMPCState) -> list[Array]:
-    """z and the multipliers of bounds and of constraints, (M, …) each."""
-    M, all_places = len(state.states), np.concatenate([control.states, control.rest], -1)
+    """z and the multipliers of bounds and of constraints, (M, …) each; what is at the place -1 is dropped."""
 
     def give(values: Tensor, places: Indices, n: int) -> Array:
-        flat = np.zeros((M, n))
-        flat[:, places[places >= 0]] = values.numpy()[:, places >= 0]
-        return flat
+        flat = np.zeros((len(values), n + 1))
+        flat[:, places] = values.numpy()
+        return flat[:, :n]
 
-    z = torch.cat([state.states, state.rest], -1)
     nz, ng = control.program.nz, control.program.ng
     return [
-        give(z, all_places, nz),
-        give(state.bound_multipliers, all_places, nz),
+        give(torch.cat([state.states, state.rest], -1), control.everything, nz),
+        give(state.bound_multipliers, control.everything, nz),
         give(state.multipliers, control.rows, ng),
     ]

@@ -12,10 +12,9 @@ import numpy as np
 from mbrl.errors import ContractError
 from mbrl.expressions import Expression
 from mbrl.planners.buffered import Array, Buffered
-from mbrl.planners.generated import compiler
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solver, SolverName
-from mbrl.planners.separable import Called, Compiled, Interpreted
+from mbrl.planners.separable import Called, Interpreted
 from mbrl.planners.transcription import (
     Discretization,
     Functions,
@@ -105,8 +104,6 @@ class NMPCProgram:
             gauss_newton=settings.gauss_newton,
         )
         lanes: type[Interpreted | Called] = Interpreted if all(e.scalar for e in expressions) else Called
-        if settings.generate_code and compiler() is not None:
-            lanes = Compiled
         self.control = OptimalControl(
             path_stage(expressions, functions, how, spread=settings.spread),
             end_stage(expressions, functions, spread=settings.spread),
@@ -121,6 +118,7 @@ class NMPCProgram:
             tolerance=settings.tolerance,
             qp=settings.qp,
             deadline=settings.deadline,
+            code=settings.generate_code,
         )
         self._functions, self._sizes = functions, [e.ntheta for e in expressions]
         # Expressions of one structure are rolled out by one function.
