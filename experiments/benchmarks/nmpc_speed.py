@@ -52,8 +52,8 @@ ANGLES = (-0.5, -0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 @dataclass(frozen=True)
 class Config:
-    passes: int = 9
-    passes_robust: int = 3
+    passes: int = 5
+    passes_robust: int = 1
     """Of the reactor with nine scenarios."""
     out: Path = RESULTS / "nmpc_speed.json"
 
@@ -131,14 +131,16 @@ REACTOR: dict[str, NMPC] = {
     "ours, generated code": NMPC(tolerance=1e-8, generate_code=True),
     "ours, collocation": NMPC(transcription="radau", degree=2, tolerance=1e-8),
 }
+# In do-mpc ipopt divides the cost of the scenarios by 9, for its gradient by the first slack is 900 and may be 100: at our
+# 9e-8 it stops where do-mpc does. At 1e-12 do-mpc's own closed loop is 3.5e-3 apart from the one as shipped, and ours with it.
 ROBUST: dict[str, NMPC] = {
     "ours": ScenarioNMPC(shared=1, tolerance=1e-8),
     "ours, collocation": ScenarioNMPC(
-        shared=1, transcription="radau", degree=2, solver="ipopt", tolerance=1e-8
+        shared=1, transcription="radau", degree=2, solver="ipopt", tolerance=9e-8
     ),
 }
 RECOVERY = {name: SWING_UP[name] for name in ("ours", "ours, real-time iteration")}
-OURS = {"swing-up": SWING_UP, "reactor": REACTOR, "reactor, 9 scenarios": ROBUST, "recovery": RECOVERY}
+OURS = {"swing-up": SWING_UP, "reactor": REACTOR, "recovery": RECOVERY, "reactor, 9 scenarios": ROBUST}
 AGAINST = {"ours": "by hand", "ours, generated code": "by hand, compiled"}
 """The sides that are the same but for who wrote them."""
 # Times as fast as do-mpc, at the median and at the worst step after the first.
@@ -321,16 +323,17 @@ def recovery(case: dict[str, Any]) -> list[float]:
 
 def main(config: Config) -> None:
     torch.set_num_threads(1)
-    cases = [compare(case, config.passes_robust if "scenarios" in case else config.passes) for case in OURS]
-    settings = {"passes": config.passes, "passes_robust": config.passes_robust}
-    write(config.out, {"cases": cases, "config": settings, "machine": machine()})
+    settings, cases = {"passes": config.passes, "passes_robust": config.passes_robust}, []
+    for case in OURS:
+        cases.append(compare(case, config.passes_robust if "scenarios" in case else config.passes))
+        write(config.out, {"cases": cases, "config": settings, "machine": machine()})
     shown = Table(*HEAD)
     for case in cases:
         for name, side in case["sides"].items():
             shown.add_row(case["case"], name, *cells(name, side))
     Console(width=190).print(shown)
     print(
-        f"Real-time iteration, recovery: at most {100 * max(recovery(cases[-1])):.3f} % above the converged cost."
+        f"Real-time iteration, recovery: at most {100 * max(recovery(next(c for c in cases if c['case'] == 'recovery'))):.3f} % above the converged cost."
     )
 
 
