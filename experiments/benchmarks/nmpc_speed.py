@@ -268,12 +268,13 @@ def compare(case: str, passes: int) -> dict[str, Any]:
         if "do-mpc" in sides:
             side["above"] = side["cost"] / sides["do-mpc"]["cost"] - 1
             side["apart"] = apart(side, sides["do-mpc"])
-    return {"case": case, "sides": sides}
+    return {"case": case, "passes": passes, "sides": sides}
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """A side's closed loop and the times of its steps in ms, of each the median over the passes."""
-    summary = {name: results[0][name] for name in ("states", "inputs", "cost", "costs") if name in results[0]}
+    kept = ("states", "inputs", "cost", "costs")
+    summary: dict[str, Any] = {name: results[0][name] for name in kept if name in results[0]}
     for clock in ("processor", "wall"):
         passes = np.array([r[f"{clock}_s"] for r in results])
         summary[f"{clock}_ms"] = (1e3 * np.median(passes, 0)).tolist()
@@ -328,9 +329,9 @@ def main(config: Config) -> None:
         cases.append(compare(case, config.passes_robust if "scenarios" in case else config.passes))
         write(config.out, {"cases": cases, "config": settings, "machine": machine()})
     shown = Table(*HEAD)
-    for case in cases:
-        for name, side in case["sides"].items():
-            shown.add_row(case["case"], name, *cells(name, side))
+    for result in cases:
+        for name, side in result["sides"].items():
+            shown.add_row(result["case"], name, *cells(name, side))
     Console(width=190).print(shown)
     print(
         f"Real-time iteration, recovery: at most {100 * max(recovery(next(c for c in cases if c['case'] == 'recovery'))):.3f} % above the converged cost."
