@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,28 +84,30 @@ class Solver:
         self._program = program = control.program
         self._clock = _Clock(program.nz, program.ng, program.np) if deadline else None
         cache = _functions(name, program, code=code)
-        options: dict[str, Any] = {
+        common = {
             "print_time": False,
             "error_on_fail": False,
             "calc_lam_p": False,
             "show_eval_warnings": False,
             "cache": {n: f for n, f in cache.items() if n != "nlp"},
-            **_options(name, control, iterations, tolerance, qp),
         }
         if self._clock is not None:
-            options["iteration_callback"] = self._clock
-        try:
-            self._solver = casadi.nlpsol("solver", _PLUGINS[name], cache["nlp"], options)
-        except RuntimeError as error:
-            if "plugin" not in str(error).lower():
-                raise
-            raise MbrlError(
-                f"CasADi {casadi.__version__} here cannot load the solver {name!r}"
-                f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
-            ) from error
+            common["iteration_callback"] = self._clock
+        sizes = ((program.nz,), None, None, (program.nz,), (program.ng,), None)
+        self._runs: list[tuple[casadi.Function, Buffered]] = []  # for a cold start, and for a warm one
+        for warm in (False,) if name == "sqp" else (False, True):
+            options = {**common, **_options(name, control, iterations, tolerance, qp, warm=warm)}
+            try:
+                solver = casadi.nlpsol("solver", _PLUGINS[name], cache["nlp"], options)
+            except RuntimeError as error:
+                if "plugin" not in str(error).lower():
+                    raise
+                raise MbrlError(
+                    f"CasADi {casadi.__version__} here cannot load the solver {name!r}"
+                    f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
+                ) from error
+            self._runs.append((solver, Buffered(solver, sizes)))
         self._name, self._kept = name, cache  # CasADi does not hold Python functions
-        nz, ng = (program.nz,), (program.ng,)
-        self._call = Buffered(self._solver, [nz, None, None, nz, ng, None])
 
     def __call__(
         self,
@@ -122,16 +125,27 @@ class Solver:
             self._clock.start(budget_ms)
         f, g = self._program.values(z)
         if not (np.isfinite(f).all() and np.isfinite(g).all()):
-            given = (z, bound_multipliers, multipliers, float(f[0]), np.full_like(g, np.nan))
-            return Solution(
-                *given, 0, f"{self._name}: the guess leads out of the finite numbers", False, False
+            words, unknown = (
+                f"{self._name}: the guess leads out of the finite numbers",
+                np.full_like(g, np.nan),
             )
-        results = self._call(z, p, *bounds, bound_multipliers, multipliers)
-        stats = self._solver.stats(1)  # of the buffer's memory
-        found, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
-        f, g = self._program.values(found)
+            return Solution(z, bound_multipliers, multipliers, float(f[0]), unknown, 0, words, False, False)
+        given = (z, p, *bounds, bound_multipliers, multipliers)
+        warm = bool(bound_multipliers.any() or multipliers.any())
+        found = self._run(self._runs[-1 if warm else 0], given)
+        if warm and not found.converged and not found.late and len(self._runs) > 1:
+            again = self._run(self._runs[0], given)  # the last optimum was no help
+            found = dataclasses.replace(again, iterations=found.iterations + again.iterations)
+        return found
+
+    def _run(self, run: tuple[casadi.Function, Buffered], given: tuple[Array, ...]) -> Solution:
+        solver, call = run
+        results = call(*given)
+        stats = solver.stats(1)  # of the buffer's memory
+        z, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
+        f, g = self._program.values(z)
         return Solution(
-            z=found,
+            z=z,
             bound_multipliers=bound_multipliers,
             multipliers=multipliers,
             f=float(f[0]),
@@ -153,19 +167,22 @@ def _words(stats: dict[str, Any]) -> str:
 _HUGE = 1e20
 """What stands for a value that is not finite: where it was tried, a step must look too long. For a derivative 0 does.
 Of NaN, fatrop's loops for step lengths and regularisation never end."""
+_WARM = 1e-6
+"""The barrier parameter that interior-point methods begin with next to an optimum."""
 _PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}
 
 
 def _options(
-    name: SolverName, control: OptimalControl, iterations: int, tolerance: float, qp: QP
+    name: SolverName, control: OptimalControl, iterations: int, tolerance: float, qp: QP, *, warm: bool
 ) -> dict[str, Any]:
+    barrier = {"mu_init": _WARM} if warm else {}
     if name == "fatrop":
         _, _, least, _ = control.bounds(np.zeros(1), np.zeros(1), None)
         return {
             "structure_detection": "manual",
             **control.structure(),
             "equality": [bool(e) for e in least == 0],
-            "fatrop": {"print_level": 0, "max_iter": iterations, "tolerance": tolerance},
+            "fatrop": {"print_level": 0, "max_iter": iterations, "tolerance": tolerance, **barrier},
         }
     if name == "ipopt":
         return {
@@ -174,7 +191,8 @@ def _options(
                 "sb": "yes",
                 "max_iter": iterations,
                 "tol": tolerance,
-                "warm_start_init_point": "yes",
+                "warm_start_init_point": "yes" if warm else "no",
+                **barrier,
             }
         }
     quiet: dict[str, dict[str, Any]] = {
