@@ -21,7 +21,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MATH = {"contract", "reassoc", "nsz", "arcp"}
 _WORTH = 2_000  # steps of a horizon for which it pays to wake threads, which takes about 0.1 ms
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("compiled", "horizon", "horizon_kernels", "programs", "planners/box_qp", "planners/separable", "planners/sweeps")
+_SOURCES = (
+    "compiled",
+    "horizon",
+    "horizon_kernels",
+    "programs",
+    "planners/box_qp",
+    "planners/separable",
+    "planners/sweeps",
+)
 
 
 @lru_cache(maxsize=1)

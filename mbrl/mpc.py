@@ -317,6 +317,8 @@ class MPC:
         if not usable.all() and not self.fallbacks:
             row = int((~usable).nonzero()[0, 0])
             fault = next(text for text, rows in faults.items() if rows[row])
+            told = plan.info.get("explanation")
+            fault = f"{fault} ({told})" if told else fault
             warnings.warn(
                 f"A plan of {type(self.planner).__name__} for row {row} is not followed: {fault}. An older plan, or "
                 "the safe action, is followed instead. This is said once; `fallbacks` counts.",

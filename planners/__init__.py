@@ -13,6 +13,7 @@ from mbrl.planners.polish import Polish
 from mbrl.planners.predictive_sampling import PredictiveSampling
 from mbrl.planners.random_shooting import RandomShooting
 from mbrl.planners.sampling import SamplingPlanner, SamplingState
+from mbrl.planners.scenario_nmpc import ScenarioNMPC
 
 __all__ = [
     "CEM",
@@ -34,6 +35,7 @@ __all__ = [
     "Regulator",
     "SamplingPlanner",
     "SamplingState",
+    "ScenarioNMPC",
     "finite_lqr",
     "infinite_lqr",
     "kalman_filter",

@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mbrl.planners.separable import Array, Indices, Lanes, Part, Separable
+from mbrl.planners.buffered import Array
+from mbrl.planners.separable import Indices, Lanes, Part, Separable
 from mbrl.planners.transcription import Stage
 from mbrl.problem import Constraint
+
+Bounds = tuple[Array, Array, Array, Array]
+"""Of z and of g, each lower and upper."""
 
 
 class OptimalControl:
@@ -32,6 +36,7 @@ class OptimalControl:
         own: (H, S, n), what the transcription adds.
         ahead: (S, n), controls at the end, of a transcription that has some.
         rest: (H+1, n), all variables of a stage but its states, -1 where there are fewer.
+        everything: (H+1, n), states and rest.
         slacks: (n,), all slack variables.
         time: (0,) or (1,), T.
         rows: (H+1, m), where the constraints of a stage are in g, -1 where there are fewer.
@@ -86,7 +91,7 @@ class OptimalControl:
                 for place, piece in zip(places, pieces[name], strict=True):
                     variables[place, k] = piece
 
-        g = _Counter()
+        g, first = _Counter(), np.empty(0, dtype=np.int64)
         path_rows = np.full((path.element.nc, H), -1, dtype=np.int64)
         for k in range(H):
             path_rows[: path.gaps, k] = g(path.gaps)
@@ -98,6 +103,7 @@ class OptimalControl:
         self.path_rows, self.end_rows = path_rows, end_rows
         stages = [column[column >= 0] for column in path_rows.T]
         self.rows = _padded([np.concatenate([stages[0], first]), *stages[1:], end_rows])
+        self.everything = np.concatenate([self.states, self.rest], -1)
         self.program = Separable(
             [
                 Part(path.element, variables, path_rows),
@@ -121,7 +127,7 @@ class OptimalControl:
         """Whether stages meet only where the next state is what a step leads to: what fatrop needs."""
         return not len(self.time) and not self.ahead.size
 
-    def bounds(self, low: Array, high: Array, final_time: tuple[float, float] | None) -> tuple[Array, ...]:
+    def bounds(self, low: Array, high: Array, final_time: tuple[float, float] | None) -> Bounds:
         """Bounds of z and of g, each lower and upper; low, high: (nu,), of the controls."""
         lower, upper = self._least.copy(), self._most.copy()
         for places in (self.controls, *((self.own, self.ahead) if self.ahead.size else ())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,10 @@ import casadi
 import numpy as np
 
 from mbrl.errors import MbrlError
-from mbrl.planners.nlp import OptimalControl
-from mbrl.planners.separable import Array, Separable
+from mbrl.planners.buffered import Array, Buffered
+from mbrl.planners.generated import generated
+from mbrl.planners.nlp import Bounds, OptimalControl
+from mbrl.planners.separable import Separable
 
 SolverName = Literal["fatrop", "ipopt", "sqp"]
 QP = Literal["qrqp", "osqp", "piqp"]
@@ -45,7 +48,7 @@ class Solution:
         parts = (self.z, self.bound_multipliers, self.multipliers, self.g)
         return all(bool(np.isfinite(part).all()) for part in parts)
 
-    def gap(self, bounds: tuple[Array, Array, Array, Array]) -> float:
+    def gap(self, bounds: Bounds) -> float:
         """The largest violation of an equation."""
         _, _, lower, upper = bounds
         equations = lower == upper
@@ -60,6 +63,7 @@ class Solver:
         tolerance: of the optimality conditions.
         qp: what solves the quadratic programs of "sqp".
         deadline: whether calls may have a budget.
+        code: whether to compile the program's functions.
 
     Raises:
         MbrlError: this CasADi has no such solver.
@@ -74,15 +78,16 @@ class Solver:
         tolerance: float,
         qp: QP,
         deadline: bool,
+        code: bool,
     ):
         self._program = program = control.program
         self._clock = _Clock(program.nz, program.ng, program.np) if deadline else None
-        cache = {f.name(): f for f in _functions(name, program)}
+        cache = _functions(name, program, code=code)
         options: dict[str, Any] = {
             "print_time": False,
             "error_on_fail": False,
             "calc_lam_p": False,
-            "cache": cache,
+            "cache": {n: f for n, f in cache.items() if n != "nlp"},
             **_options(name, control, iterations, tolerance, qp),
         }
         if self._clock is not None:
@@ -96,11 +101,9 @@ class Solver:
                 f"CasADi {casadi.__version__} here cannot load the solver {name!r}"
                 f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
             ) from error
-        self._keep = cache
-        self._memory, self._call = self._solver.buffer()
-        self._results = (np.empty(program.nz), np.empty(program.nz), np.empty(program.ng))
-        for place, values in zip((0, 3, 4), self._results, strict=True):  # x, lam_x and lam_g
-            self._memory.set_res(place, memoryview(values))
+        self._name, self._kept = name, cache  # CasADi does not hold Python functions
+        nz, ng = (program.nz,), (program.ng,)
+        self._call = Buffered(self._solver, [nz, None, None, nz, ng, None])
 
     def __call__(
         self,
@@ -108,7 +111,7 @@ class Solver:
         bound_multipliers: Array,
         multipliers: Array,
         p: Array,
-        bounds: tuple[Array, Array, Array, Array],
+        bounds: Bounds,
         *,
         budget_ms: float | None = None,
     ) -> Solution:
@@ -116,14 +119,9 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
-        given = (z, p, *bounds, bound_multipliers, multipliers)
-        # Held until the call: CasADi keeps addresses only.
-        held = [np.ascontiguousarray(values, dtype=np.float64) for values in given]
-        for i, values in enumerate(held):
-            self._memory.set_arg(i, memoryview(values))
-        self._call()
-        stats = self._solver.stats(1)  # the memory of the buffer
-        found, bound_multipliers, multipliers = (values.copy() for values in self._results)
+        results = self._call(z, p, *bounds, bound_multipliers, multipliers)
+        stats = self._solver.stats(1)  # of the buffer's memory
+        found, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
         f, g = self._program.values(found)
         return Solution(
             z=found,
@@ -132,10 +130,17 @@ class Solver:
             f=float(f[0]),
             g=g.copy(),
             iterations=int(stats["iter_count"]),
-            message=str(stats["return_status"]),
+            message=f"{self._name}: {_words(stats)}",
             converged=bool(stats["success"]),
             late=self._clock is not None and self._clock.rang,
         )
+
+
+def _words(stats: dict[str, Any]) -> str:
+    """The solver's status; fatrop's own is a number."""
+    own, common = stats["return_status"], str(stats["unified_return_status"])
+    words = own if isinstance(own, str) else common.removeprefix("SOLVER_RET_")
+    return words.replace("_", " ").lower()
 
 
 _PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}
@@ -180,52 +185,92 @@ def _options(
     }
 
 
-def _functions(name: SolverName, program: Separable) -> list[casadi.Function]:
-    """The functions that a solver asks for, under CasADi's names. Given none, it would differentiate on its own."""
-    column, none = casadi.Sparsity.dense, casadi.Sparsity(program.nz, 1)
-    z, g, one = column(program.nz, 1), column(program.ng, 1), column(1, 1)
-    J, H = program.jacobian, program.hessian
-    point = {"x": z, "p": column(program.np, 1)}
-    dual = {**point, "lam_f": one, "lam_g": g}
+_ASKED = {
+    "fatrop": {
+        "nlp_f": ("f",),
+        "nlp_g": ("g",),
+        "nlp_grad_f": ("grad_f_x",),
+        "nlp_jac_g": ("g", "jac_g_x"),
+        "nlp_hess_l": ("grad_gamma_x", "hess_gamma_x_x"),
+    },
+    "ipopt": {
+        "nlp_f": ("f",),
+        "nlp_g": ("g",),
+        "nlp_grad_f": ("f", "grad_f_x"),
+        "nlp_jac_g": ("g", "jac_g_x"),
+        "nlp_hess_l": ("triu_hess_gamma_x_x",),
+    },
+    "sqp": {
+        "nlp_fg": ("f", "g"),
+        "nlp_jac_fg": ("f", "grad_f_x", "g", "jac_g_x"),
+        "nlp_hess_l": ("hess_gamma_x_x",),
+    },
+}
+"""The functions that a solver asks CasADi for, by its names, and their results. Given none, it would differentiate."""
 
-    # p is known to the program: it was set when the solver was called.
-    def values(*which: int) -> Any:
-        return lambda z, p: [program.values(z)[i] for i in which]
 
-    def slopes(*which: int) -> Any:
-        return lambda z, p: [program.slopes(z)[i] for i in which]
-
-    def curvature(z: Array, p: Array, sigma: Array, multipliers: Array) -> Array:
-        return program.curvature(z, sigma, multipliers)
-
-    made: list[casadi.Function] = [_Oracle("nlp_fg", point, {"f": one, "g": g}, values(0, 1))]
-    symbols = [casadi.MX.sym(n, s) for n, s in point.items()]
-    both = made[0](*symbols)
-    made.append(casadi.Function("nlp", symbols, list(both), ["x", "p"], ["f", "g"]))
-    made.append(_Oracle("nlp_f", point, {"f": one}, values(0)))
-    made.append(_Oracle("nlp_g", point, {"g": g}, values(1)))
-    symbols = [casadi.MX.sym(n, s) for n, s in dual.items()]
-    nothing = [casadi.MX(1, 1), casadi.MX(program.ng, 1), casadi.MX(program.nz, 1), casadi.MX(program.np, 1)]
-    made.append(  # of p, and never called
-        casadi.Function("nlp_grad", symbols, nothing, list(dual), ["f", "g", "grad_gamma_x", "grad_gamma_p"])
+def _functions(name: SolverName, program: Separable, *, code: bool) -> dict[str, casadi.Function]:
+    """Those of `_ASKED` and "nlp" itself, evaluated by the program, or as C code."""
+    asked = {"nlp": ("f", "g"), **_ASKED[name]}
+    made = (
+        _generated(program, asked)
+        if code
+        else {n: _oracle(n, program, results) for n, results in asked.items()}
     )
-    if name == "sqp":
-        outs = {"f": one, "grad_f_x": z, "g": g, "jac_g_x": J}
-        made.append(_Oracle("nlp_jac_fg", point, outs, slopes(0, 2, 1, 3)))
-        made.append(_Oracle("nlp_hess_l", dual, {"hess_gamma_x_x": H}, lambda *a: [curvature(*a)]))
-    else:
-        made.append(_Oracle("nlp_jac_g", point, {"g": g, "jac_g_x": J}, slopes(1, 3)))
-    if name == "fatrop":
-        made.append(_Oracle("nlp_grad_f", point, {"grad_f_x": z}, slopes(2)))
-        outs = {"grad_gamma_x": none, "hess_gamma_x_x": H}
-        made.append(_Oracle("nlp_hess_l", dual, outs, lambda *a: [None, curvature(*a)]))
-    if name == "ipopt":
-        made.append(_Oracle("nlp_grad_f", point, {"f": one, "grad_f_x": z}, slopes(0, 2)))
-        rows, columns = (np.array(i) for i in H.get_triplet())
-        upper = np.flatnonzero(rows <= columns)
-        outs = {"triu_hess_gamma_x_x": casadi.triu(H)}
-        made.append(_Oracle("nlp_hess_l", dual, outs, lambda *a: [curvature(*a)[upper]]))
+    column = casadi.MX.sym
+    dual = [column("x", program.nz), column("p", program.np), column("lam_f"), column("lam_g", program.ng)]
+    nothing = [casadi.MX(n, 1) for n in (1, program.ng, program.nz, program.np)]
+    outs = ["f", "g", "grad_gamma_x", "grad_gamma_p"]
+    # Of p, and never called; CasADi would derive it from the others when the solver is made.
+    made["nlp_grad"] = casadi.Function("nlp_grad", dual, nothing, ["x", "p", "lam_f", "lam_g"], outs)
     return made
+
+
+def _generated(program: Separable, asked: dict[str, tuple[str, ...]]) -> dict[str, casadi.Function]:
+    symbols, found = program.expressions()
+    found["grad_gamma_x"] = casadi.MX(program.nz, 1)
+    found["triu_hess_gamma_x_x"] = casadi.triu(found["hess_gamma_x_x"])
+    made = []
+    for name, results in asked.items():
+        given = [n for n in symbols if name == "nlp_hess_l" or n in ("x", "p")]
+        wanted = [found[result] for result in results]
+        made.append(casadi.Function(name, [symbols[n] for n in given], wanted, given, list(results)))
+    return {function.name(): function for function in generated(made)}
+
+
+def _oracle(name: str, program: Separable, results: tuple[str, ...]) -> casadi.Function:
+    column, H = casadi.Sparsity.dense, program.hessian
+    sizes = {"x": program.nz, "p": program.np}
+    if name == "nlp_hess_l":
+        sizes |= {"lam_f": 1, "lam_g": program.ng}
+    patterns = {
+        "f": column(1, 1),
+        "g": column(program.ng, 1),
+        "grad_f_x": column(program.nz, 1),
+        "jac_g_x": program.jacobian,
+        "grad_gamma_x": casadi.Sparsity(program.nz, 1),
+        "hess_gamma_x_x": H,
+        "triu_hess_gamma_x_x": casadi.triu(H),
+    }
+    # p is known to the program: it was set when the solver was called.
+    if name == "nlp_hess_l":
+        rows, columns = (np.array(i) for i in H.get_triplet())
+        part = np.flatnonzero(rows <= columns) if results[-1].startswith("triu") else slice(None)
+        nothing = [None] * (len(results) - 1)
+
+        def evaluate(z: Array, p: Array, sigma: Array, multipliers: Array) -> Sequence[Array | None]:
+            return [*nothing, program.curvature(z, sigma, multipliers)[part]]
+
+    else:
+        places = [("f", "g", "grad_f_x", "jac_g_x").index(result) for result in results]
+        of = program.slopes if max(places) > 1 else program.values
+
+        def evaluate(z: Array, p: Array) -> Sequence[Array | None]:  # type: ignore[misc]
+            found = of(z)
+            return [found[place] for place in places]
+
+    given = {n: column(m, 1) for n, m in sizes.items()}
+    return _Oracle(name, given, {result: patterns[result] for result in results}, evaluate)
 
 
 class _Oracle(casadi.Callback):  # type: ignore[misc]

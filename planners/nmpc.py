@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,10 +13,11 @@ from torch import Generator, Tensor
 
 from mbrl.errors import ContractError, UnknownName, UnsupportedProblem, require
 from mbrl.expressions import Expression
+from mbrl.planners.buffered import Array
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solution, SolverName
 from mbrl.planners.nmpc_program import NMPCProgram, Roll, Settings, nmpc_program
-from mbrl.planners.separable import Array, Indices
+from mbrl.planners.separable import Indices
 from mbrl.planners.transcription import Transcription
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
@@ -67,6 +67,8 @@ class NMPC:
         feasible: by how much a plan that is not optimal may violate a hard constraint, in its units, and be followed.
         final_time: shortest and longest duration in s of the whole horizon, which becomes a variable then: for open-loop
             plans. Their steps last `info["final_time"]` / H instead of dt, which is what `cost` and `states` reckon with.
+        generate_code: compile the program's functions as C code, where there is a compiler; kept on disk. It pays for
+            networks; expressions of scalars are as fast interpreted.
         budget_ms: if set, no iteration is begun after this many milliseconds. Results then depend on the machine.
 
     `Plan.actions` are held for a step each: of "hermite-simpson", whose controls are quadratic in time, they are means.
@@ -88,6 +90,7 @@ class NMPC:
     tolerance: float = 1e-6
     feasible: float = 1e-3
     final_time: tuple[float, float] | None = None
+    generate_code: bool = False
     budget_ms: float | None = None
 
     def __post_init__(self) -> None:
@@ -106,9 +109,13 @@ class NMPC:
                 f"{name} needs a tolerance in (0, 1) and feasible ≥ 0, but got {self.tolerance} and {self.feasible}."
             )
         if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
-            raise ContractError(f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}.")
+            raise ContractError(
+                f"{name} needs a finite budget_ms above 0, or None, but got {self.budget_ms}."
+            )
         if self.final_time is not None and not 0 < self.final_time[0] <= self.final_time[1] < math.inf:
-            raise ContractError(f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}.")
+            raise ContractError(
+                f"{name} needs 0 < shortest ≤ longest final_time in s, but got {self.final_time}."
+            )
         together = self.transcription == "hermite-simpson" or self.final_time is not None
         if self.solver == "fatrop" and together:
             raise ContractError(
@@ -192,17 +199,18 @@ class NMPC:
         ends = [values.copy() for values in start]
         actions, states = np.empty((M, H, len(low))), np.empty((M, H + 1, x.shape[1]))
         cost = np.full((M, control.branches), np.inf)
-        info: dict[str, Any] = {
-            name: torch.full((M,), torch.nan, dtype=torch.float64) for name in ("objective", "violation", "gap")
-        }
-        info |= {name: torch.zeros(M, dtype=torch.long) for name in ("status", "iterations")}
+        info: dict[str, Any] = {name: np.full(M, np.nan) for name in ("objective", "violation", "gap")}
+        info |= {name: np.zeros(M, dtype=np.int64) for name in ("status", "iterations")}
         told = []
         for row in range(M):
             known = np.isfinite(x[row]).all()
             u, status, why = built.actions(start[0][row]), 3, "the initial state is not finite"
             if known:
-                p = np.concatenate([start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta])
-                found = built.solver(*(values[row] for values in start), p, bounds, budget_ms=self.budget_ms)
+                p = np.concatenate(
+                    [start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta]
+                )
+                z, lam_z, lam_g = (values[row] for values in start)
+                found = built.solver(z, lam_z, lam_g, p, bounds, budget_ms=self.budget_ms)
                 info["iterations"][row] = found.iterations
                 status, why = 3, f"the solver left the finite numbers ({found.message})"
                 if found.finite:
@@ -213,7 +221,11 @@ class NMPC:
                     info["violation"][row] = led.violation
                 if status < 2:
                     u, cost[row] = tried, led.cost
-                    ends[0][row], ends[1][row], ends[2][row] = found.z, found.bound_multipliers, found.multipliers
+                    ends[0][row], ends[1][row], ends[2][row] = (
+                        found.z,
+                        found.bound_multipliers,
+                        found.multipliers,
+                    )
                 else:  # start again from the guess, but not with its multipliers
                     ends[1][row], ends[2][row] = 0.0, 0.0
             if status >= 2:
@@ -221,13 +233,17 @@ class NMPC:
             actions[row], states[row] = u.mean(0), led.states[0]
             info["status"][row] = status
             told += [f"problem {row}: {why}" if M > 1 else why] if why else []
+        info = {name: torch.from_numpy(values) for name, values in info.items()}
         info["explanation"] = "; ".join(told)
         if self.final_time is not None:
             info["final_time"] = torch.from_numpy(ends[0][:, control.time[0]])
-        risked = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0] if control.branches > 1 else cost[:, 0]
+        total = cost[:, 0]
+        if control.branches > 1:
+            total = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0].numpy()
+        held = torch.from_numpy(actions).to(x0)
         plan = Plan(
-            actions=problem.actions.clip(torch.from_numpy(actions).to(x0)),
-            cost=torch.as_tensor(risked).to(x0).nan_to_num(nan=torch.inf, posinf=torch.inf),
+            actions=torch.maximum(torch.minimum(held, problem.actions.high.to(x0)), problem.actions.low.to(x0)),
+            cost=torch.from_numpy(np.where(np.isnan(total), np.inf, total)).to(x0),
             states=torch.cat([x0[:, None], torch.from_numpy(states[:, 1:]).to(x0)], 1),
             info=info,
         )
@@ -236,16 +252,22 @@ class NMPC:
     def _judge(self, found: Solution, led: Roll) -> tuple[int, str]:
         """An index into `STATUS`, and why it is not 0."""
         if not np.isfinite(led.cost).all():
-            return 3, f"its actions lead away from the finite numbers ({found.message})"
+            return 3, f"its actions lead out of the finite numbers ({found.message})"
         if found.converged:
             return 0, ""
         why = "time ran out" if found.late else found.message
         if led.violation <= self.feasible:
             return 1, why
-        return 2, f"{led.where} ({why})"
+        return 2, f"{', '.join(led.violated)} ({why})"
 
     def _led(
-        self, problem: Problem[Any, Any, Box], built: NMPCProgram, x: Array, actions: Array, guess: Plan, stay: Array
+        self,
+        problem: Problem[Any, Any, Box],
+        built: NMPCProgram,
+        x: Array,
+        actions: Array,
+        guess: Plan,
+        stay: Array,
     ) -> Array:
         """States (M, H+1, S, nx) of a guess, or where its actions lead, or where that is not finite, `stay`."""
         M, S = len(x), built.control.branches
@@ -287,6 +309,7 @@ class NMPC:
             gauss_newton=self.hessian == "gauss-newton",
             iterations=self.iterations,
             tolerance=self.tolerance,
+            generate_code=self.generate_code,
             deadline=self.budget_ms is not None,
             free_time=self.final_time is not None,
             shared=problem.horizon,
@@ -310,33 +333,32 @@ def _steps(problem: Problem[Any, Any, Any], M: int) -> Array:
 
 
 def _pack(control: OptimalControl, z: Array, bound_multipliers: Array, multipliers: Array) -> NMPCState:
-    """By stages."""
+    """By stages; the place -1 is a column of zeros."""
 
     def take(values: Array, places: Indices) -> Tensor:
-        return torch.from_numpy(np.where(places < 0, 0.0, values[:, places]))
+        return torch.from_numpy(np.concatenate([values, np.zeros((len(values), 1))], 1)[:, places])
 
-    all_places = np.concatenate([control.states, control.rest], -1)
+    n = control.states.shape[1]
+    variables = take(z, control.everything)
     return NMPCState(
-        take(z, control.states),
-        take(z, control.rest),
-        take(bound_multipliers, all_places),
+        variables[..., :n],
+        variables[..., n:],
+        take(bound_multipliers, control.everything),
         take(multipliers, control.rows),
     )
 
 
 def _unpack(control: OptimalControl, state: NMPCState) -> list[Array]:
-    """z and the multipliers of bounds and of constraints, (M, …) each."""
-    M, all_places = len(state.states), np.concatenate([control.states, control.rest], -1)
+    """z and the multipliers of bounds and of constraints, (M, …) each; what is at the place -1 is dropped."""
 
     def give(values: Tensor, places: Indices, n: int) -> Array:
-        flat = np.zeros((M, n))
-        flat[:, places[places >= 0]] = values.numpy()[:, places >= 0]
-        return flat
+        flat = np.zeros((len(values), n + 1))
+        flat[:, places] = values.numpy()
+        return flat[:, :n]
 
-    z = torch.cat([state.states, state.rest], -1)
     nz, ng = control.program.nz, control.program.ng
     return [
-        give(z, all_places, nz),
-        give(state.bound_multipliers, all_places, nz),
+        give(torch.cat([state.states, state.rest], -1), control.everything, nz),
+        give(state.bound_multipliers, control.everything, nz),
         give(state.multipliers, control.rows, ng),
     ]

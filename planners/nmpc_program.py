@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 
 from mbrl.errors import ContractError
 from mbrl.expressions import Expression
+from mbrl.planners.buffered import Array, Buffered
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solver, SolverName
-from mbrl.planners.separable import Array, Called, Interpreted
+from mbrl.planners.separable import Called, Interpreted
 from mbrl.planners.transcription import (
     Discretization,
     Functions,
@@ -38,6 +38,7 @@ class Settings:
     iterations: int
     tolerance: float
     deadline: bool
+    generate_code: bool
     free_time: bool
     shared: int
     spread: float | None
@@ -51,13 +52,13 @@ class Roll:
         cost: (S,), of each branch.
         states: (S, H+1, nx).
         violation: the largest of a hard constraint.
-        where: in words.
+        violated: hard constraints that are, in words, the largest violation first.
     """
 
     cost: Array
     states: Array
     violation: float
-    where: str
+    violated: tuple[str, ...]
 
 
 class NMPCProgram:
@@ -102,12 +103,13 @@ class NMPCProgram:
             intervals=horizon if settings.free_time else None,
             gauss_newton=settings.gauss_newton,
         )
+        lanes: type[Interpreted | Called] = Interpreted if all(e.scalar for e in expressions) else Called
         self.control = OptimalControl(
             path_stage(expressions, functions, how, spread=settings.spread),
             end_stage(expressions, functions, spread=settings.spread),
             horizon=horizon,
             shared=settings.shared,
-            lanes=Interpreted if all(e.scalar for e in expressions) else Called,
+            lanes=lanes,
         )
         self.solver = Solver(
             self.control,
@@ -116,6 +118,7 @@ class NMPCProgram:
             tolerance=settings.tolerance,
             qp=settings.qp,
             deadline=settings.deadline,
+            code=settings.generate_code,
         )
         self._functions, self._sizes = functions, [e.ntheta for e in expressions]
         # Expressions of one structure are rolled out by one function.
@@ -134,20 +137,20 @@ class NMPCProgram:
 
     def roll(self, x: Array, u: Array, q: Array, theta: Array) -> Roll:
         """From x (nx,) under u (S, H, nu) of each branch; q: (H+1, 2 + np)."""
-        costs, states, worst, where = [], [], 0.0, ""
+        costs, states, found = [], [], list[tuple[float, str]]()
         edges = np.cumsum([0, *self._sizes])
         for s, function in enumerate(self._rolls):
             cost, led, path, end = function(x, u[s], q, theta[edges[s] : edges[s + 1]])
-            costs.append(cost[0])
+            costs.append(float(cost[0]))
             states.append(np.vstack([x, led]))
-            amount, text = self._worst(path, end)
-            if amount > worst or np.isnan(amount):
-                worst, where = amount, text
-        return Roll(np.array(costs), np.stack(states), worst, where)
+            found += self._violations(path, end)
+        found.sort(key=lambda pair: -pair[0])
+        violated = tuple(dict.fromkeys(text for _, text in found))
+        return Roll(np.array(costs), np.stack(states), found[0][0] if found else 0.0, violated)
 
-    def _worst(self, path: Array, end: Array) -> tuple[float, str]:
-        """The largest violation of a hard constraint: path (H, n), end (m,)."""
-        worst, where = 0.0, ""
+    def _violations(self, path: Array, end: Array) -> list[tuple[float, str]]:
+        """By how much each hard constraint is violated where it is worst, if it is: path (H, n), end (m,)."""
+        found = []
         for values, asked in ((path, self._functions.path), (end[None], self._functions.terminal)):
             start = 0
             for constraint, function in asked:
@@ -158,15 +161,15 @@ class NMPCProgram:
                     continue
                 v = np.abs(g) if constraint.kind == "eq" else g
                 k, i = np.unravel_index(np.argmax(v), v.shape)  # NaN counts as largest
-                if not v[k, i] <= worst:
-                    worst = float(v[k, i])
+                if not v[k, i] <= 0:
+                    amount = float(np.nan_to_num(v[k, i], nan=np.inf))
                     at = f"step {k}" if values is path else "the end"
                     row = f"[{i}]" if n > 1 else ""
-                    where = f"{constraint.label}{row} is violated by {worst:.3g} at {at}"
-        return worst, where
+                    found.append((amount, f"{constraint.label}{row} is violated by {amount:.3g} at {at}"))
+        return found
 
 
-def _rollout(expression: Expression, functions: Functions, horizon: int) -> Callable[..., list[Array]]:
+def _rollout(expression: Expression, functions: Functions, horizon: int) -> Buffered:
     """(x0, u (H, nu), q (H+1, 2 + np), θ) -> cost (1,), states (H, nx), path constraints (H, n), terminal ones (m,).
 
     Of path constraints that no control enters, step 0 counts as held: nothing can change them there.
@@ -185,7 +188,10 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> Call
     end = casadi.Function("end", [x, q], [q[1] * worth, terminal])
 
     x0, U = casadi.MX.sym("x0", expression.nx), casadi.MX.sym("u", expression.nu, horizon)
-    Q, weights = casadi.MX.sym("q", 2 + functions.params, horizon + 1), casadi.MX.sym("theta", expression.ntheta)
+    Q, weights = (
+        casadi.MX.sym("q", 2 + functions.params, horizon + 1),
+        casadi.MX.sym("theta", expression.ntheta),
+    )
     at, total, states, paths = x0, casadi.MX(0), [], []
     for k in range(horizon):
         at, cost, g = step(at, U[:, k], Q[:, k], weights)
@@ -196,33 +202,19 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> Call
         entered = set(casadi.jacobian(path, u).sparsity().get_triplet()[0])
         blind = [i for i in range(path.numel()) if i not in entered]
         if blind:
-            paths[0] = casadi.MX(casadi.DM([0.0 if i in blind else 1.0 for i in range(path.numel())])) * paths[0]
+            paths[0] = (
+                casadi.MX(casadi.DM([0.0 if i in blind else 1.0 for i in range(path.numel())])) * paths[0]
+            )
     cost, last = end(at, Q[:, horizon])
     results = [total + cost, casadi.horzcat(*states), casadi.horzcat(*paths), last]
     whole = casadi.Function("rollout", [x0, U, Q, weights], [casadi.densify(r) for r in results])
-    memory, call = whole.buffer()
-
-    def roll(*arguments: Array) -> list[Array]:
-        held = [np.ascontiguousarray(a, dtype=np.float64) for a in arguments]
-        made = [np.empty(1), np.empty((horizon, nx)), np.empty((horizon, n)), np.empty(m)]
-        for i, values in enumerate(held):
-            memory.set_arg(i, memoryview(values))
-        for i, values in enumerate(made):
-            if values.size:
-                memory.set_res(i, memoryview(values))
-        call()
-        return made
-
-    nx, n, m = expression.nx, int(path.numel()), int(terminal.numel())
-    return roll
+    return Buffered(whole, [(1,), (horizon, expression.nx), (horizon, path.numel()), (terminal.numel(),)])
 
 
 _built = functools.lru_cache(maxsize=32)(NMPCProgram)
 
 
-def nmpc_program(
-    expressions: tuple[Expression, ...], problem: Any, settings: Settings
-) -> NMPCProgram:
+def nmpc_program(expressions: tuple[Expression, ...], problem: Any, settings: Settings) -> NMPCProgram:
     """The program of a problem's structure, built once.
 
     Raises:

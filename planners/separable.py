@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mbrl.compiled import kernel
+from mbrl.planners.buffered import Array, Buffered
 from mbrl.programs import Program, program, registers, run
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 
@@ -54,9 +54,7 @@ class Interpreted:
 
 
 @kernel
-def _interpret(
-    program: Program, w: Array, take: Indices, give: Indices, source: Array, total: Array
-) -> None:
+def _interpret(program: Program, w: Array, take: Indices, give: Indices, source: Array, total: Array) -> None:
     for i in range(take.shape[0]):
         for j in range(take.shape[1]):
             w[i, j] = source[take[i, j]]
@@ -79,19 +77,15 @@ class Called:
             v, q, *dual = (symbol[:, lane] for symbol in symbols)
             calls.append(function(v, q, theta_symbol, *dual))
         result = casadi.densify(casadi.horzcat(*calls))
-        self._memory, self._call = casadi.Function("lanes", [theta_symbol, *symbols], [result]).buffer()
+        whole = casadi.Function("lanes", [theta_symbol, *symbols], [result])
+        self._function = Buffered(whole, [(L, function.numel_out(0))])
         ends = np.cumsum([0, *(n for i, n in enumerate(sizes) if i != 2)])
         self._take = [take[a:b].T for a, b in pairwise(ends.tolist())]
-        self._theta, self._give = slice(int(theta[0]), int(theta[-1]) + 1) if len(theta) else slice(0), give.T
-        self._result = np.empty((L, function.numel_out(0)))
-        self._memory.set_res(0, memoryview(self._result))
+        self._theta, self._give = theta, give.T
 
     def __call__(self, source: Array, total: Array) -> None:
-        arguments = [source[self._theta], *(source[take] for take in self._take)]  # held: CasADi keeps addresses
-        for i, argument in enumerate(arguments):
-            self._memory.set_arg(i, memoryview(argument))
-        self._call()
-        np.add.at(total, self._give, self._result)
+        (result,) = self._function(source[self._theta], *(source[take] for take in self._take))
+        np.add.at(total, self._give, result)
 
 
 @dataclass(frozen=True)
@@ -216,7 +210,11 @@ class Separable:
         self._start[self._jacobian][into_jacobian[0]] = 1.0
         self._curvature = np.zeros(self.hessian.nnz())
 
-        self._value, self._first, self._second = list[Lanes](), list[Lanes](), list[Lanes]()
+        self._places: dict[str, list[tuple[casadi.Function, Indices, Indices]]] = {
+            "value": [],
+            "first": [],
+            "second": [],
+        }
         start = nz + len(fixed[0])
         for part, n, J, H in zip(parts, given, into_jacobian[1:], into_hessian[1:], strict=True):
             L = part.variables.shape[1]
@@ -224,14 +222,17 @@ class Separable:
             start += n
             take = np.concatenate([part.variables, q])
             value = np.concatenate([np.where(part.rows < 0, nowhere, 1 + part.rows), np.zeros((1, L), int)])
-            first = np.concatenate([value, np.where(J < self.jacobian.nnz(), J + edges[-2], nowhere), part.variables + edges[-3]])
+            first = np.concatenate(
+                [value, np.where(J < self.jacobian.nnz(), J + edges[-2], nowhere), part.variables + edges[-3]]
+            )
             multipliers = np.where(part.rows < 0, self._dual.stop, self._dual.start + part.rows)
             sigma = np.full((1, L), self._dual.stop + 1)
-            self._value.append(lanes(part.element.value, take, theta, value))
-            self._first.append(lanes(part.element.first, take, theta, first))
-            self._second.append(
-                lanes(part.element.second, np.concatenate([take, sigma, multipliers]), theta, H)
-            )
+            self._places["value"].append((part.element.value, take, value))
+            self._places["first"].append((part.element.first, take, first))
+            dual = np.concatenate([take, sigma, multipliers])
+            self._places["second"].append((part.element.second, dual, H))
+        self._theta, self._lanes = theta, lanes
+        self._made: dict[str, list[Lanes]] = {}
         self._at: dict[str, Array] = {}
 
     def give(self, p: Array) -> None:
@@ -241,12 +242,12 @@ class Separable:
 
     def values(self, z: Array) -> tuple[Array, Array]:
         """f (1,) and g (ng,)."""
-        self._evaluate("values", self._value, z, self._values)
+        self._evaluate("value", z, self._values)
         return self._values[self._f], self._values[self._g]
 
     def slopes(self, z: Array) -> tuple[Array, Array, Array, Array]:
         """f (1,), g (ng,), ∇f (nz,) and the nonzeros of ∂g/∂z."""
-        self._evaluate("slopes", self._first, z, self._slopes)
+        self._evaluate("first", z, self._slopes)
         t = self._slopes
         return t[self._f], t[self._g], t[self._slope], t[self._jacobian]
 
@@ -255,11 +256,55 @@ class Separable:
         source = self._source
         source[: self.nz], source[self._dual], source[-1] = z, multipliers, sigma[0]
         self._curvature[:] = 0.0
-        for evaluate in self._second:
+        for evaluate in self._evaluators("second"):
             evaluate(source, self._curvature)
         return self._curvature
 
-    def _evaluate(self, kind: str, functions: Sequence[Lanes], z: Array, total: Array) -> None:
+    def expressions(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The same as CasADi expressions: f, g, grad_f_x, jac_g_x, hess_gamma_x_x of symbols x, p, lam_f, lam_g."""
+        sizes = {"x": self.nz, "p": self.np, "lam_f": 1, "lam_g": self.ng}
+        symbols = {name: casadi.MX.sym(name, n) for name, n in sizes.items()}
+        primal = casadi.vertcat(symbols["x"], symbols["p"])
+        whole = casadi.vertcat(primal, symbols["lam_g"], 0, symbols["lam_f"])
+        theta = primal[self._theta.tolist()]
+
+        def total(kind: str, wanted: slice) -> Any:
+            columns, into = [casadi.MX(0, 1)], [np.empty(0, dtype=np.int64)]
+            source = whole if kind == "second" else primal
+            for function, take, give in self._places[kind]:
+                inside = (give >= wanted.start) & (give < wanted.stop)
+                rows = np.flatnonzero(inside.any(1))
+                if not len(rows):
+                    continue
+                picked = _picked(function, rows)
+                v, q = picked.numel_in(0), picked.numel_in(0) + picked.numel_in(1)
+                for lane in range(take.shape[1]):
+                    given = source[take[:, lane].tolist()]
+                    dual = [given[q], given[q + 1 :]] if kind == "second" else []
+                    columns.append(picked(given[:v], given[v:q], theta, *dual))
+                    into.append(np.where(inside[rows, lane], give[rows, lane] - wanted.start, -1))
+            return _gathered(np.concatenate(into), wanted.stop - wanted.start) @ casadi.vertcat(*columns)
+
+        rows, variables = self._fixed
+        pinned = symbols["x"][variables.tolist()] - symbols["p"][: len(rows)]
+        jacobian = total("first", self._jacobian) + casadi.DM(self._start[self._jacobian])
+        return symbols, {
+            "f": total("value", self._f),
+            "g": total("value", self._g) + _gathered(rows, self.ng) @ pinned,
+            "grad_f_x": total("first", self._slope),
+            "jac_g_x": casadi.MX(self.jacobian, jacobian),
+            "hess_gamma_x_x": casadi.MX(self.hessian, total("second", slice(0, self.hessian.nnz()))),
+        }
+
+    def _evaluators(self, kind: str) -> list[Lanes]:
+        """Made when they are first needed."""
+        if kind not in self._made:
+            self._made[kind] = [
+                self._lanes(function, take, self._theta, give) for function, take, give in self._places[kind]
+            ]
+        return self._made[kind]
+
+    def _evaluate(self, kind: str, z: Array, total: Array) -> None:
         """Solvers ask for f and g, or ∇f and ∂g/∂z, one after the other: nothing to do the second time."""
         before = self._at.get(kind)
         if before is not None and np.array_equal(before, z):
@@ -268,15 +313,13 @@ class Separable:
         source = self._source
         source[: self.nz] = z
         total[:] = self._start
-        for evaluate in functions:
+        for evaluate in self._evaluators(kind):
             evaluate(source, total)
         rows, variables = self._fixed
         total[self._g][rows] = z[variables] - source[self.nz : self.nz + len(rows)]
 
 
-def _pattern(
-    keys: Sequence[Indices], rows: int, columns: int
-) -> tuple[casadi.Sparsity, list[Indices]]:
+def _pattern(keys: Sequence[Indices], rows: int, columns: int) -> tuple[casadi.Sparsity, list[Indices]]:
     """The sparsity of entries column · rows + row, and which nonzero each is; the last and one more: none."""
     kept, into = np.unique(np.concatenate([k.ravel() for k in keys]), return_inverse=True)
     inside = kept[kept < rows * columns]
@@ -284,3 +327,16 @@ def _pattern(
     ends = np.cumsum([k.size for k in keys])[:-1]
     pieces = np.split(into, ends)
     return sparsity, [piece.reshape(k.shape) for piece, k in zip(pieces, keys, strict=True)]
+
+
+def _picked(function: casadi.Function, rows: Indices) -> casadi.Function:
+    """Some rows of a function's result, without what only the others need, as far as CasADi can tell."""
+    sym = casadi.SX.sym if function.is_a("SXFunction") else casadi.MX.sym
+    given = [sym(f"i{i}", function.numel_in(i)) for i in range(function.n_in())]
+    return casadi.Function("picked", given, [function(*given)[rows.tolist()]])
+
+
+def _gathered(rows: Indices, n: int) -> casadi.DM:
+    """The matrix (n, m) that adds the j-th of m numbers to the row rows[j], or nowhere: -1."""
+    kept = np.flatnonzero(rows >= 0)
+    return casadi.DM.triplet(rows[kept].tolist(), kept.tolist(), casadi.DM.ones(len(kept)), n, len(rows))

@@ -199,7 +199,9 @@ def path_stage(
         elif how.gauss_newton:
             bends.append(_gauss_newton(functions.stage, (y, u, y_next), (k, *given), variables.v))
     heads = casadi.vertcat(*gaps, *equations)
-    c, penalty, rows = _constrain(functions.path, outputs, variables.pieces["slack"][0], spread, heads.numel())
+    c, penalty, rows = _constrain(
+        functions.path, outputs, variables.pieces["slack"][0], spread, heads.numel()
+    )
     cost = weight * (sum(costs) / S + penalty)
     made = element(
         variables.v,
@@ -324,7 +326,9 @@ def _slacks(
     total = 0
     for constraint, fun in asked:
         if constraint.soft is not None:
-            sides, times = (1, branches if spread is None else 1) if constraint.kind == "le" else (2, branches)
+            sides, times = (
+                (1, branches if spread is None else 1) if constraint.kind == "le" else (2, branches)
+            )
             total += int(fun.numel_out(0)) * sides * times
     return total
 

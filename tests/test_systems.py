@@ -27,6 +27,7 @@ from mbrl import (
 )
 from mbrl.envs import gym_world
 from mbrl.envs.gym_tasks import TASKS
+from mbrl.envs.reactor import CSTR
 from mbrl.envs.systems import (
     Acrobot,
     Car,
@@ -39,22 +40,33 @@ from mbrl.envs.systems import (
     System,
     Unicycle,
 )
-from mbrl.experiments.benchmarks import upside_down
+from mbrl.experiments.benchmarks import plants, upside_down
 from mbrl.horizon import AffinePolicy, TorchHorizon
 from mbrl.planners import DDP, ILQR
 from mbrl.symbolic import Symbolic
-from mbrl.tracing import trace
 from mbrl.symbolic_horizon import SymbolicHorizon
+from mbrl.tracing import trace
 from tests.problems import name, seeded
 
 SYSTEMS: list[System] = [
-    *(DoubleIntegrator(), Pendulum(), CartPole(), Acrobot(), Unicycle(), PlanarQuadrotor(), Quadrotor()),
+    *(
+        DoubleIntegrator(),
+        Pendulum(),
+        CartPole(),
+        Acrobot(),
+        Unicycle(),
+        PlanarQuadrotor(),
+        Quadrotor(),
+        CSTR(),
+    ),
 ]
+CVODES = (0.7974518301637168, 0.5427053798778804, 133.96044867116382, 131.36989831280374)  # mol/l, °C
 EVERY = pytest.mark.parametrize("system", SYSTEMS, ids=name)
 
 
 def states(system: System, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     x = torch.randn(n, system.nx, generator=seeded(seed), dtype=torch.float64)
+    x = 1 + 0.1 * x if isinstance(system, CSTR) else x  # warm, and nothing below 0
     return system.project(x), torch.randn(n, system.nu, generator=seeded(seed + 1), dtype=torch.float64)
 
 
@@ -76,7 +88,7 @@ def test_systems_keep_the_contract_and_are_the_same_in_casadi(system: System, in
 def test_order_of_integration(system: System, integrator: Any, order: int) -> None:
     """Half the step leaves 2^−order of the error."""
     x, u = states(system, 20)
-    x = 0.5 * x if not isinstance(system, Quadrotor) else x
+    x = x if isinstance(system, (Quadrotor, CSTR)) else 0.5 * x
 
     def end(substeps: int, integrator: Any) -> Tensor:
         return Discretized(system, 0.4, integrator, substeps).step(x, u, 0)
@@ -152,6 +164,29 @@ def test_other_parameters(system: System) -> None:
         torch.testing.assert_close(got[1], Discretized(other, 0.05).step(x, u, 0)[1])
         torch.testing.assert_close(got[0], own[0])
         assert not torch.allclose(got[1], own[1])
+
+
+def test_reactor() -> None:
+    """Where do-mpc's example starts, after one of its steps with its first inputs, by CVODES at 1e-10; and in other scenarios."""
+    system, size, moves = CSTR(), np.array([1.0, 1.0, 100.0, 100.0]), np.array([100.0, 2000.0])
+    x0 = torch.from_numpy(np.array(plants.REACTOR_START) / size)
+    u = torch.from_numpy(np.array([10.207751680664673, -108.91380496253359]) / moves)
+    reached = Discretized(system, plants.REACTOR_DT, substeps=20).step(x0, u, 0)
+    wanted = np.array(CVODES) / size
+    np.testing.assert_allclose(reached, wanted, rtol=1e-8)
+    p = torch.tensor([[1.05, 0.9], [0.95, 1.1]], dtype=torch.float64)
+    got = system.ode(x0.expand(2, -1), u.expand(2, -1), p)
+    for row, scenario in zip(got, p.tolist(), strict=True):
+        other = plants.reactor(plants.REACTOR_START, (u.numpy() * moves).tolist(), scenario, math.exp)
+        np.testing.assert_allclose(row, np.array(other) / size, rtol=1e-9)
+
+
+def test_swing_up_of_the_benchmarks_is_the_cart_pole() -> None:
+    """Their angle is 0 upright."""
+    x, u = states(CartPole(), 5)
+    down = x + torch.tensor([0.0, math.pi, 0.0, 0.0], dtype=torch.float64)
+    for row, other, push in zip(CartPole().ode(x, u), down.numpy(), u[:, 0].tolist(), strict=True):
+        np.testing.assert_allclose(row, plants.cart_pole(other, push, math.sin, math.cos), atol=1e-12)
 
 
 def test_bad_discretizations_are_refused() -> None:
