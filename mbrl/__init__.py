@@ -22,17 +22,19 @@ from mbrl.errors import (
     UnknownName,
     UnsupportedProblem,
 )
-from mbrl.estimators import FullState, Measured, Observed, Padded
+from mbrl.estimators import FullState, Measured, Observed, Padded, WithLastAction
 from mbrl.features import Features
 from mbrl.mpc import MPC, MPCReport
 from mbrl.planner_checks import check_planner
 from mbrl.policies import RandomPolicy
+from mbrl.previous_action import WithPreviousAction
 from mbrl.problem import Box, Constraint, Discrete, Plan, Problem, TaskCost, from_task
 from mbrl.protocols import Cost, Dynamics, Estimator, Planner, Policy, Stochastic, Task, TrainingWorld
 from mbrl.quadratize import Expansion, quadratize
 from mbrl.resumable import Resumable, vectorize
 from mbrl.risk import CVaR, Mean, MeanStd, Optimistic, Risk, Worst
 from mbrl.rollout import Evaluation, evaluate, follow, realize, rollout
+from mbrl.scenarios import Scenarios
 from mbrl.task_checks import check_task
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "Resumable",
     "Risk",
     "RunFolderError",
+    "Scenarios",
     "Stochastic",
     "Task",
     "TaskCost",
@@ -86,6 +89,8 @@ __all__ = [
     "Transition",
     "UnknownName",
     "UnsupportedProblem",
+    "WithLastAction",
+    "WithPreviousAction",
     "Worst",
     "check_dynamics",
     "check_planner",

@@ -77,6 +77,33 @@ class Padded:
         return torch.cat([x[..., :measured], expected[..., measured:]], -1)
 
 
+class WithLastAction:
+    """Another estimator's state with the last action behind: for `WithPreviousAction`.
+
+    Args:
+        first: (nu,), what counts as the last action where there was none yet, as at the start of an episode.
+    """
+
+    def __init__(self, estimator: Estimator, first: Tensor):
+        if first.ndim != 1:
+            raise ContractError(f"WithLastAction needs first (nu,), but got {tuple(first.shape)}.")
+        self.estimator, self.first = estimator, first
+        self._fresh: Tensor | None = None
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        self.estimator.reset(mask)
+        self._fresh = mask if mask is None or self._fresh is None else self._fresh | mask
+
+    def __call__(self, obs: Tensor, info: Mapping[str, Any] | None, last_action: Tensor | None) -> Tensor:
+        x = self.estimator(obs, info, last_action)
+        first = self.first.to(x).expand(len(x), -1)
+        last = first if last_action is None else last_action.to(x)
+        if self._fresh is not None:
+            last = torch.where(self._fresh[:, None], first, last)
+        self._fresh = None
+        return torch.cat([x, last], -1)
+
+
 def _rows(x: Tensor) -> Tensor:
     """x (M, n) of (n,) or (M, n)."""
     return x[None] if x.ndim == 1 else x

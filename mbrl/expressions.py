@@ -25,12 +25,15 @@ class Expression:
             any, change from step to step only.
         quadrature: (rate(y, u, p), size of p) -> a function (x, u, k, θ[, p]) -> ∫ rate dt over a step, by the
             model's own integration, or None where it has none.
+        curvature: (x, u, k, θ, λ) -> x_next, its Jacobian J (nx, nx+nu) by (x, u) and the Hessian H (nx+nu, nx+nu) of
+            λᵀ x_next, where these are known in closed form, faster together than what CasADi derives from `step`.
     """
 
     step: casadi.Function
     output: casadi.Function
     ode: casadi.Function | None = None
     quadrature: Callable[[Callable[..., Tensor], int], casadi.Function] | None = None
+    curvature: casadi.Function | None = None
 
     @property
     def nx(self) -> int:

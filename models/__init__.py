@@ -9,9 +9,10 @@ from mbrl.models.calibration import (
     horizon_error,
     recalibrate,
 )
-from mbrl.models.casadi_export import casadi_function, casadi_weights
+from mbrl.models.casadi_export import casadi_expression, casadi_function, casadi_weights
 from mbrl.models.disagreement import DisagreementCost, WithDisagreement
 from mbrl.models.ensemble import Ensemble, Prediction
+from mbrl.models.exported import Exported, scenarios
 from mbrl.models.heads import HeadsCost, WithHeads, from_heads
 from mbrl.models.linear import LinearGaussian, LinearModel
 from mbrl.models.networks import EnsembleMLP
@@ -29,6 +30,7 @@ __all__ = [
     "Ensemble",
     "EnsembleMLP",
     "Epoch",
+    "Exported",
     "Fit",
     "FitConfig",
     "HeadsCost",
@@ -45,6 +47,7 @@ __all__ = [
     "WithDisagreement",
     "WithHeads",
     "calibrate",
+    "casadi_expression",
     "casadi_function",
     "casadi_weights",
     "disagreement_and_error",
@@ -53,4 +56,5 @@ __all__ = [
     "load_ensemble",
     "recalibrate",
     "save_ensemble",
+    "scenarios",
 ]

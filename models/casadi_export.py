@@ -1,128 +1,263 @@
-"""Learned models as CasADi functions: for nonlinear MPC and fast iLQR, with exact second derivatives."""
+"""Learned models as CasADi expressions: for nonlinear MPC and fast iLQR, with exact second derivatives."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import casadi
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from mbrl.errors import UnsupportedProblem
+from mbrl.expressions import Expression
 from mbrl.features import Features
 from mbrl.models.ensemble import Ensemble
 from mbrl.models.linear import LinearModel
-from mbrl.models.networks import Activation
+from mbrl.models.networks import Activation, EnsembleMLP
 from mbrl.models.propagation import MeanDynamics, Thompson
 
 Exportable = Ensemble | MeanDynamics | Thompson | LinearModel
 
 
 def casadi_function(model: Exportable) -> casadi.Function:
-    """f(y, u, weights) -> y_next of mean predictions, with `casadi_weights(model)` as weights.
+    """(x, u, k, θ) -> x_next of mean predictions, with `casadi_weights(model)` as θ; of a learned model x is y.
 
-    y_next is (ny, n), a column per elite, of an `Ensemble`, and (ny, 1) of the others: the mean of the elites,
+    x_next is (ny, n), a column per elite, of an `Ensemble`, and (ny, 1) of the others: the mean of the elites,
     the one member of `Thompson`, or the linear model. Models of one architecture share one function, so what is
     built upon it serves on after the model was fitted again.
+
+    Raises:
+        UnsupportedProblem: the network is not one of `EnsembleMLP`.
     """
-    return _build(_structure(model))
+    if isinstance(model, Ensemble):
+        return _columns(_structure(model))
+    return casadi_expression(model).step
+
+
+def casadi_expression(model: MeanDynamics | Thompson | LinearModel) -> Expression:
+    """`casadi_function` with the output and, in closed form, the derivatives; one object for all of an architecture.
+
+    Raises:
+        UnsupportedProblem: the network is not one of `EnsembleMLP`.
+    """
+    return _expression(_structure(model))
 
 
 def casadi_weights(model: Exportable) -> npt.NDArray[np.float64]:
-    """Normalisers and weights of a model as the parameter of its `casadi_function`, (n_weights,)."""
+    """Normalisers and weights of a model as the θ of its `casadi_function`, (nθ,)."""
     if isinstance(model, LinearModel):
-        networks = [[(model.weights, torch.zeros_like(model.target_mean))]]
+        layers = [(model.weights[None], torch.zeros_like(model.target_mean)[None, None])]
         holder: Ensemble | LinearModel = model
     else:
         holder, members = _members(model)
-        layers = list(zip(holder.net.weights, holder.net.biases, strict=True))
-        networks = [[(w[e], b[e, 0]) for w, b in layers] for e in members]
+        layers = [
+            (w[members], b[members]) for w, b in zip(holder.net.weights, holder.net.biases, strict=True)
+        ]
     n = holder.np
-    parts = [holder.input_mean, holder.input_scale, holder.target_mean[:n], holder.target_scale[:n]]
-    for *hidden, (w, b) in networks:  # of the last layer, what predicts the mean of y
-        for weight, bias in (*hidden, (w[:, :n], b[:n])):
-            parts += [weight.flatten(), bias]
-    packed: npt.NDArray[np.float64] = torch.cat([part.detach().double().cpu() for part in parts]).numpy()
-    return packed
+    w, b = layers[-1]
+    layers[-1] = (w[..., :n], b[..., :n])  # what predicts the mean of y
+    # CasADi counts by columns, torch by rows.
+    networks = torch.cat([part.flatten(1) for w, b in layers for part in (w.mT, b)], 1)
+    normalisers = [holder.input_mean, holder.input_scale, holder.target_mean[:n], holder.target_scale[:n]]
+    packed = torch.cat([part.detach().double().cpu() for part in (*normalisers, networks.flatten())])
+    return np.asarray(packed.numpy(), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class _Structure:
-    """What a function depends on besides its arguments. sizes: of the layers, inputs and predictions included."""
+    """What an expression depends on besides its arguments. sizes: of the layers, inputs and predictions included."""
 
     features: Features
     nu: int
     sizes: tuple[int, ...]
     activation: Activation
     members: int
-    mean: bool
 
 
 def _structure(model: Exportable) -> _Structure:
     if isinstance(model, LinearModel):
         sizes = tuple(model.weights.shape)  # no hidden layer, so the activation means nothing
-        return _Structure(model.features, model.nu, sizes, "tanh", members=1, mean=True)
+        return _Structure(model.features, model.nu, sizes, "tanh", members=1)
     holder, members = _members(model)
     sizes = (*(w.shape[1] for w in holder.net.weights), holder.np)
-    mean = not isinstance(model, Ensemble)
-    return _Structure(holder.features, holder.nu, sizes, holder.net.activation, len(members), mean)
+    return _Structure(holder.features, holder.nu, sizes, holder.net.activation, len(members))
 
 
 def _members(model: Ensemble | MeanDynamics | Thompson) -> tuple[Ensemble, list[int]]:
-    if isinstance(model, Thompson):
-        return model.model, [model.member]
     holder = model if isinstance(model, Ensemble) else model.model
-    return holder, holder.elites.tolist()
+    net: nn.Module = holder.net
+    if not isinstance(net, EnsembleMLP) or net.activation not in _ACTIVATIONS:
+        layers = {type(part).__name__ for part in net.modules() if not list(part.children())}
+        raise UnsupportedProblem(
+            f"As an expression, a network is an EnsembleMLP: dense layers with {', '.join(_ACTIVATIONS)} between them; "
+            f"but got {type(net).__name__} with {', '.join(sorted(layers))}. Learn with an Ensemble; dynamics that do "
+            "not learn can be written in torch and traced: Symbolic(dynamics)."
+        )
+    return holder, [model.member] if isinstance(model, Thompson) else holder.elites.tolist()
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """θ taken apart. Vectors are rows, so that weights come as CasADi multiplies fastest; layers: of each network."""
+
+    input_mean: casadi.MX
+    input_scale: casadi.MX
+    target_mean: casadi.MX
+    target_scale: casadi.MX
+    networks: list[list[tuple[casadi.MX, casadi.MX]]]
+
+
+def _parts(structure: _Structure) -> tuple[casadi.MX, _Parts]:
+    """θ, and its parts."""
+    sizes = structure.sizes
+    per_network = sum((n + 1) * m for n, m in pairwise(sizes))
+    theta = casadi.MX.sym("theta", 2 * (sizes[0] + sizes[-1]) + structure.members * per_network)
+    start = 0
+
+    def take(n: int, m: int) -> casadi.MX:
+        nonlocal start
+        start += n * m
+        return casadi.reshape(theta[start - n * m : start], n, m)
+
+    normalisers = (take(1, sizes[0]), take(1, sizes[0]), take(1, sizes[-1]), take(1, sizes[-1]))
+    networks = [[(take(n, m), take(1, m)) for n, m in pairwise(sizes)] for _ in range(structure.members)]
+    return theta, _Parts(*normalisers, networks)
+
+
+def _symbols(structure: _Structure) -> tuple[casadi.MX, casadi.MX, casadi.MX]:
+    sym = casadi.MX.sym
+    return sym("x", structure.features.ny), sym("u", structure.nu), sym("k")
 
 
 @functools.cache
-def _build(structure: _Structure) -> casadi.Function:
-    features, sizes = structure.features, structure.sizes
-    y, u = casadi.MX.sym("y", features.ny), casadi.MX.sym("u", structure.nu)
-    per_network = sum((n + 1) * m for n, m in pairwise(sizes))
-    total = 2 * (sizes[0] + sizes[-1]) + structure.members * per_network
-    weights = casadi.MX.sym("weights", total)
-    start = 0
-
-    def take(n: int) -> casadi.MX:
-        nonlocal start
-        start += n
-        return weights[start - n : start]
-
-    input_mean, input_scale = take(sizes[0]), take(sizes[0])
-    target_mean, target_scale = take(sizes[-1]), take(sizes[-1])
-    z = (casadi.vertcat(_inputs(features, y), u) - input_mean) / input_scale
+def _columns(structure: _Structure) -> casadi.Function:
+    """(x, u, k, θ) -> x_next of every member."""
+    features = structure.features
+    (x, u, k), (theta, parts) = _symbols(structure), _parts(structure)
+    z = (casadi.vertcat(_inputs(features, x), u).T - parts.input_mean) / parts.input_scale
     nexts = []
-    for _ in range(structure.members):
+    for *hidden, (weight, bias) in parts.networks:
         h = z
-        for i, (n, m) in enumerate(pairwise(sizes)):
-            # CasADi counts by columns, torch by rows: W (n, m) arrives transposed.
-            h = casadi.reshape(take(n * m), m, n) @ h + take(m)
-            h = h if i == len(sizes) - 2 else _activate(h, structure.activation)
-        nexts.append(_advance(features, y, h * target_scale + target_mean))
-    out = casadi.horzcat(*nexts)
-    if structure.mean:
-        out = casadi.sum2(out) / structure.members
-    return casadi.Function("model", [y, u, weights], [out], ["y", "u", "weights"], ["y_next"])
+        for w, b in hidden:
+            h = _ACTIVATIONS[structure.activation](h @ w + b)[0]
+        answer = (h @ weight + bias) * parts.target_scale + parts.target_mean
+        nexts.append(_advance(features, x, answer.T))
+    return casadi.Function(
+        "members", [x, u, k, theta], [casadi.horzcat(*nexts)], ["x", "u", "k", "theta"], ["x_next"]
+    )
 
 
-def _activate(z: casadi.MX, activation: Activation) -> casadi.MX:
-    if activation == "silu":
-        # σ(z) = ½ (1 + tanh z/2): the derivative of 1/(1 + e^−z) is NaN where e^−z overflows.
-        return z * (0.5 + 0.5 * casadi.tanh(z / 2))
-    return casadi.fmax(z, 0) if activation == "relu" else casadi.tanh(z)
+@functools.cache
+def _expression(structure: _Structure) -> Expression:
+    x, u, k = _symbols(structure)
+    members = _columns(structure)
+    theta = casadi.MX.sym("theta", members.numel_in(3))
+    (nexts,) = members.call([x, u, k, theta], True, False)
+    step = casadi.Function(
+        "model",
+        [x, u, k, theta],
+        [casadi.sum2(nexts) / structure.members],
+        ["x", "u", "k", "theta"],
+        ["x_next"],
+    )
+    return Expression(step, casadi.Function("output", [x], [x]), curvature=_curvature(structure))
 
 
-def _inputs(features: Features, y: casadi.MX) -> casadi.MX:
+def _curvature(structure: _Structure) -> casadi.Function:
+    """(x, u, k, θ, λ) -> x_next, its Jacobian J by s = (x, u), and the Hessian H of λᵀ x_next.
+
+    Column by column, what CasADi derives multiplies vectors by weights; here the tangents of all of s go through a
+    layer in one product, A = ∂a/∂s of its sums a = h W + b, and H is the sum over layers of A diag(g σ″(a)) Aᵀ, with g
+    the derivative of λᵀ x_next by the layer's answer σ(a).
+    """
+    features, nu = structure.features, structure.nu
+    (x, u, k), (theta, parts) = _symbols(structure), _parts(structure)
+    lam = casadi.MX.sym("lambda", features.ny)
+    n = features.ny + nu
+    see, move = _seeing(features, nu), _moving(features)
+    seen, by_s, _ = see(x, u, 0)
+    z, Z = (seen.T - parts.input_mean) / parts.input_scale, by_s.T / casadi.repmat(parts.input_scale, n, 1)
+    activate = _ACTIVATIONS[structure.activation]
+    x_next, J, H = casadi.MX(0), casadi.MX(0), casadi.MX(0)
+    for *hidden, (weight, bias) in parts.networks:
+        h, S, passed = z, Z, []  # S (n, width): the tangents of h
+        for w, b in hidden:
+            A = S @ w
+            h, slope, bend = activate(h @ w + b)
+            S = casadi.repmat(slope, n, 1) * A
+            passed.append((w, A, slope, bend))
+        answer = (h @ weight + bias) * parts.target_scale + parts.target_mean
+        R = ((S @ weight) * casadi.repmat(parts.target_scale, n, 1)).T
+        reached, by_both, bent, by_answer = move(x, answer.T, lam)
+        T = casadi.vertcat(casadi.MX.eye(n)[: features.ny, :], R)  # of (x, answer)
+        x_next, J, H = x_next + reached, J + by_both @ T, H + T.T @ bent @ T
+        g = (weight @ (by_answer * parts.target_scale.T)).T
+        for w, A, slope, bend in reversed(passed):
+            if bend is not None:
+                H += (casadi.repmat(g * bend, n, 1) * A) @ A.T
+            g = (w @ (g * slope).T).T
+        H += see(x, u, (g / parts.input_scale).T)[2]
+    results = [casadi.densify(part / structure.members) for part in (x_next, J, H)]
+    return casadi.Function(
+        "curvature",
+        [x, u, k, theta, lam],
+        results,
+        ["x", "u", "k", "theta", "lambda"],
+        ["x_next", "J", "H"],
+    )
+
+
+def _seeing(features: Features, nu: int) -> casadi.Function:
+    """(x, u, g) -> what the networks see, its derivative by (x, u), and that of gᵀ times it twice."""
+    s = casadi.SX.sym("s", features.ny + nu)
+    seen = casadi.vertcat(_inputs(features, s[: features.ny]), s[features.ny :])
+    g = casadi.SX.sym("g", seen.numel())
+    results = [seen, casadi.jacobian(seen, s), casadi.hessian(casadi.dot(g, seen), s)[0]]
+    return casadi.Function("seeing", [s[: features.ny], s[features.ny :], g], results)
+
+
+def _moving(features: Features) -> casadi.Function:
+    """(x, answer, λ) -> x_next, its derivative by both, the Hessian of λᵀ x_next by both, its gradient by the answer."""
+    ny, n = features.ny, len(features.predicted)
+    both, lam = casadi.SX.sym("both", ny + n), casadi.SX.sym("lambda", ny)
+    x_next = _advance(features, both[:ny], both[ny:])
+    bent, slope = casadi.hessian(casadi.dot(lam, x_next), both)
+    results = [x_next, casadi.jacobian(x_next, both), bent, casadi.densify(slope[ny:])]
+    return casadi.Function("moving", [both[:ny], both[ny:], lam], results)
+
+
+def _silu(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, casadi.MX]:
+    # σ(a) = ½ (1 + tanh a/2): the derivative of 1/(1 + e^−a) is NaN where e^−a overflows.
+    s = 0.5 + 0.5 * casadi.tanh(a / 2)
+    return a * s, s + a * s * (1 - s), s * (1 - s) * (2 + a * (1 - 2 * s))
+
+
+def _relu(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, None]:
+    return casadi.fmax(a, 0), a > 0, None
+
+
+def _tanh(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, casadi.MX]:
+    h = casadi.tanh(a)
+    return h, 1 - h * h, -2 * h * (1 - h * h)
+
+
+_ACTIVATIONS: dict[str, Any] = {"silu": _silu, "relu": _relu, "tanh": _tanh}
+"""The activation, and its first and second derivative, None where that is 0."""
+
+
+def _inputs(features: Features, y: Any) -> Any:
     """As `Features.inputs`."""
     angles = [y[i] for i in sorted(features.angles)]
     seen = [y[i] for i in range(features.ny) if i not in features.angles + features.hidden]
     return casadi.vertcat(*seen, *map(casadi.sin, angles), *map(casadi.cos, angles))
 
 
-def _advance(features: Features, y: casadi.MX, answer: casadi.MX) -> casadi.MX:
+def _advance(features: Features, y: Any, answer: Any) -> Any:
     """As `Features.advance`."""
     place = {i: n for n, i in enumerate(features.predicted)}
     run_of = {i: n for n, run in enumerate(features.unit) for i in run}

@@ -53,8 +53,8 @@ class _Disagreeing(LiftedDraw):
         y_next = self.draw.step(y, u, k)
         rows = y_next.shape[:-1]
         model = self._model
-        flat = [v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (y, u)]
-        said = model.predict(*flat).change / self._unit
+        y, u = (v.expand(*rows, -1).reshape(-1, v.shape[-1]) for v in (y, u))
+        said = model.predict(y, u).change / self._unit
         d = said.var(0, correction=0).mean(-1).sqrt().reshape(*rows, 1).to(y_next)
         return torch.cat([y_next, d], -1).masked_fill(d > self._limit, torch.nan)
 

@@ -149,9 +149,10 @@ class Ensemble(nn.Module):
             logvar = self.min_logvar + nn.functional.softplus(logvar - self.min_logvar)
         return mean, logvar, out[..., -1] if self.learns_termination else None
 
-    def predict(self, y: Tensor, u: Tensor) -> Prediction:
-        """What every elite says of y (B, ny) and u (B, nu)."""
-        out = self.net(self.inputs(y, u))[self.elites]
+    def predict(self, y: Tensor, u: Tensor, member: int | None = None) -> Prediction:
+        """What every elite, or one member alone, says of y (B, ny) and u (B, nu)."""
+        z = self.inputs(y, u)
+        out = self.net(z)[self.elites] if member is None else self.net(z, member)
         mean, logvar, logit = self.heads(out)
         t = mean * self.target_scale + self.target_mean
         variance = torch.zeros_like(t) if logvar is None else logvar.exp() * self.target_scale**2
@@ -164,14 +165,16 @@ class Ensemble(nn.Module):
             end=None if logit is None else torch.sigmoid(logit),
         )
 
-    def linearize(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def linearize(self, y: Tensor, u: Tensor, member: int | None = None) -> tuple[Tensor, Tensor]:
         """Derivatives of every elite's mean y_next, (n, B, ny, ny) by y (B, ny) and (n, B, ny, nu) by u (B, nu).
 
-        In closed form.
+        In closed form; of one member alone, n = 1.
         """
-        out, J = self.net.value_and_jacobian(self.inputs(y, u), self.np)
-        J = J[self.elites] * (self.target_scale[: self.np, None] / self.input_scale)
-        t = out[self.elites][..., : self.np] * self.target_scale[: self.np] + self.target_mean[: self.np]
+        out, J = self.net.value_and_jacobian(self.inputs(y, u), self.np, member)
+        if member is None:
+            out, J = out[self.elites], J[self.elites]
+        J = J * (self.target_scale[: self.np, None] / self.input_scale)
+        t = out[..., : self.np] * self.target_scale[: self.np] + self.target_mean[: self.np]
         return self.features.linearize(y, t, J)
 
     def output(self, x: Tensor) -> Tensor:

@@ -68,25 +68,27 @@ class EnsembleMLP(nn.Module):
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, m)) for m in sizes[1:])
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(E, B, outputs) of z (E, B, inputs), or of (B, inputs) shown to every member."""
+    def forward(self, z: Tensor, member: int | None = None) -> Tensor:
+        """(E, B, outputs) of z (E, B, inputs), or of (B, inputs) shown to every member; (1, B, outputs) of one member."""
+        *hidden, last = self._layers(member)
         if z.ndim == 2:
-            z = z.expand(self.members, *z.shape)
-        *hidden, last = zip(self.weights, self.biases, strict=True)
+            z = z.expand(len(last[0]), *z.shape)
         for weight, bias in hidden:
             z = activate(torch.baddbmm(bias, z, weight), self.activation)
         return torch.baddbmm(last[1], z, last[0])
 
-    def value_and_jacobian(self, z: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
+    def value_and_jacobian(
+        self, z: Tensor, rows: int | None = None, member: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The output (E, B, outputs) and its derivative (E, B, rows, inputs) in closed form; z as in `forward`.
 
         From the last layer to the first: networks of dynamics have fewer outputs than inputs, and of the outputs only
         the first `rows` (all unless given) are carried.
         """
+        *hidden, last = self._layers(member)
         if z.ndim == 2:
-            z = z.expand(self.members, *z.shape)
+            z = z.expand(len(last[0]), *z.shape)
         E, B, _ = z.shape
-        *hidden, last = zip(self.weights, self.biases, strict=True)
         slopes = []
         for weight, bias in hidden:
             z, slope = activate_with_slope(torch.baddbmm(bias, z, weight), self.activation)
@@ -96,6 +98,11 @@ class EnsembleMLP(nn.Module):
         for (weight, _), slope in zip(reversed(hidden), reversed(slopes), strict=True):
             J = torch.bmm((J * slope).flatten(1, 2), weight.mT).view(E, B, J.shape[2], -1)
         return out, J
+
+    def _layers(self, member: int | None) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases, of one member alone if asked."""
+        some = slice(None) if member is None else slice(member, member + 1)
+        return [(w[some], b[some]) for w, b in zip(self.weights, self.biases, strict=True)]
 
 
 def _truncated_normal(shape: tuple[int, ...], std: float, generator: Generator) -> Tensor:

@@ -62,18 +62,18 @@ def test_value_jacobian_and_hessian_are_torchs(features: Features, activation: A
     mean = MeanDynamics(model)
     f, w = casadi_function(mean), casadi_weights(mean)
     y, u = point(features)
-    close(f(y.numpy(), u.numpy(), w), mean.step(y, u, 0)[:, None])
+    close(f(y.numpy(), u.numpy(), 0, w), mean.step(y, u, 0)[:, None])
 
-    sy, su, sw = (casadi.MX.sym(name, f.size1_in(i)) for i, name in enumerate("yuw"))
+    sy, su, sw = (casadi.MX.sym(name, f.size1_in(i)) for name, i in (("y", 0), ("u", 1), ("w", 3)))
     s = casadi.vertcat(sy, su)
-    jacobian = casadi.Function("J", [sy, su, sw], [casadi.jacobian(f(sy, su, sw), s)])
+    jacobian = casadi.Function("J", [sy, su, sw], [casadi.jacobian(f(sy, su, 0, sw), s)])
     close(jacobian(y.numpy(), u.numpy(), w), torch.cat(mean.linearize(y, u, 0), -1))
 
     lam, v = (
         torch.randn(n, generator=seeded(i), dtype=torch.float64)
         for i, n in enumerate((features.ny, features.ny + 2))
     )
-    gradient = casadi.gradient(casadi.dot(lam.numpy(), f(sy, su, sw)), s)
+    gradient = casadi.gradient(casadi.dot(lam.numpy(), f(sy, su, 0, sw)), s)
     product = casadi.Function("Hv", [sy, su, sw], [casadi.jtimes(gradient, s, v.numpy())])
 
     def value(x: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ def test_each_elite_and_one_member() -> None:
     model.elites = torch.tensor([2, 0])
     y, u = point(FEATURES["all"])
     said = model.predict(y[None], u[None]).y_next[:, 0]
-    close(casadi_function(model)(y.numpy(), u.numpy(), casadi_weights(model)), said.T)
+    close(casadi_function(model)(y.numpy(), u.numpy(), 0, casadi_weights(model)), said.T)
     one = Thompson(model, member=0)
-    close(casadi_function(one)(y.numpy(), u.numpy(), casadi_weights(one)), said[1][:, None])
+    close(casadi_function(one)(y.numpy(), u.numpy(), 0, casadi_weights(one)), said[1][:, None])
 
 
 def test_linear_models() -> None:
@@ -100,7 +100,7 @@ def test_linear_models() -> None:
     u = torch.randn(50, 2, generator=g, dtype=torch.float64)
     model = LinearModel(6, 2, 0.1, features=features)
     model.fit(y, u, y_next)
-    found = casadi_function(model)(y[0].numpy(), u[0].numpy(), casadi_weights(model))
+    found = casadi_function(model)(y[0].numpy(), u[0].numpy(), 0, casadi_weights(model))
     close(found, model.step(y[0], u[0], 0)[:, None])
 
 
@@ -118,7 +118,7 @@ def test_derivatives_stay_finite_far_away() -> None:
     model = ensemble(Features(3))
     f, w = casadi_function(MeanDynamics(model)), casadi_weights(MeanDynamics(model))
     sy, su = casadi.MX.sym("y", 3), casadi.MX.sym("u", 2)
-    hessian = casadi.hessian(casadi.sum1(f(sy, su, w)), sy)[0]
+    hessian = casadi.hessian(casadi.sum1(f(sy, su, 0, w)), sy)[0]
     found = casadi.Function("H", [sy, su], [hessian])([-1e6, 1e6, 1e6], [0, 0])
     assert np.isfinite(np.array(found)).all()
 
@@ -127,10 +127,10 @@ def test_it_plans() -> None:
     """One shooting problem, weights as its parameter, solved for two models."""
     models = [ensemble(Features(2), generator=seeded(s), hidden=(8,)) for s in (0, 1)]
     f = casadi_function(MeanDynamics(models[0]))
-    u, p = casadi.MX.sym("u", 2, 3), casadi.MX.sym("p", f.size1_in(2))
+    u, p = casadi.MX.sym("u", 2, 3), casadi.MX.sym("p", f.size1_in(3))
     y, cost = casadi.MX([0.5, -0.5]), casadi.MX(0)
     for k in range(3):
-        y = f(y, u[:, k], p)
+        y = f(y, u[:, k], k, p)
         cost += casadi.sumsqr(y) + 0.1 * casadi.sumsqr(u[:, k])
     options: Any = {"print_time": False, "ipopt": {"print_level": 0, "sb": "yes"}}
     nlp: Any = {"x": casadi.vec(u), "p": p, "f": cost}
