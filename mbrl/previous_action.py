@@ -218,4 +218,4 @@ def _expression(own: Expression) -> Expression:
         wide = casadi.vertcat(J @ E, casadi.DM.eye(nx + 2 * nu)[nx + nu :, :])
         results = [casadi.vertcat(x_next, u), casadi.densify(wide), casadi.densify(E.T @ H @ E)]
         curvature = casadi.Function("curvature", [state, u, k, theta, lam], results)
-    return Expression(step, output, ode, curvature)
+    return Expression(step, output, ode, curvature=curvature)
