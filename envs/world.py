@@ -60,6 +60,10 @@ class World:
     def __post_init__(self) -> None:
         # Another model may number its objects differently.
         object.__setattr__(self, "layout", self.layout.on(self.model))
+        if any(constraint.at != "path" for constraint in self.constraints):
+            raise ContractError(
+                f'The constraints of {self.name} need at="path": a world goes on and has no end.'
+            )
 
     def with_model(self, model: mujoco.MjModel, planning_model: mujoco.MjModel | None = None) -> World:
         """The same world with another plant, to act in and, unless `planning_model` is given, to plan with.
