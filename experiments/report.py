@@ -151,11 +151,13 @@ def legend(recording: Recording) -> str:
     if not recording.shows_plans:
         return "A learned model tells what the task reads, not where bodies are, so plans are not drawn."
     model = recording.world.model
+    others = ""
+    if any("candidates" in plan.info for plan in recording.plans):
+        others = (
+            ', <i class="key" style="background:var(--candidate)"></i>a few of the plans it was chosen over'
+        )
     tracked = escape((model.body(tracked_body(model)).name or "robot").replace("_", " "))
-    return (
-        f'<i class="key" style="background:var(--plan)"></i>where the plan being followed expects the {tracked} to go, '
-        '<i class="key" style="background:var(--candidate)"></i>a few of the plans it was chosen over.'
-    )
+    return f'<i class="key" style="background:var(--plan)"></i>where the plan being followed expects the {tracked} to go{others}.'
 
 
 def tiles(facts: Mapping[str, float]) -> list[tuple[str, str]]:
