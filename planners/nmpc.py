@@ -242,7 +242,9 @@ class NMPC:
             total = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0].numpy()
         held = torch.from_numpy(actions).to(x0)
         plan = Plan(
-            actions=torch.maximum(torch.minimum(held, problem.actions.high.to(x0)), problem.actions.low.to(x0)),
+            actions=torch.maximum(
+                torch.minimum(held, problem.actions.high.to(x0)), problem.actions.low.to(x0)
+            ),
             cost=torch.from_numpy(np.where(np.isnan(total), np.inf, total)).to(x0),
             states=torch.cat([x0[:, None], torch.from_numpy(states[:, 1:]).to(x0)], 1),
             info=info,

@@ -126,8 +126,9 @@ def test_integrals_see_the_last_action() -> None:
         assert p is not None
         return y[..., 0] + p[..., 0] * (u[..., 0] - y[..., 3]) ** 2
 
-    integral = dynamics.quadrature(rate, 1)
-    assert integral is not None
+    quadrature = dynamics.expression.quadrature
+    assert quadrature is not None
+    integral = quadrature(rate, 1)
     found = float(integral([1, 0, 0, 3, 0], [2, 0], 0, dynamics.theta, [10.0]))
     assert found == pytest.approx(0.5 * 1 + 2 * 0.5**2 / 2 + 10 * 0.5 * (2 - 3) ** 2)
     # batches too, and the whole augmented state

@@ -251,14 +251,17 @@ def compare(case: str, passes: int) -> dict[str, Any]:
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """A side's closed loop and the times of its steps in ms, of each the median over the passes."""
-    summary = {
-        name: results[0][name] for name in ("states", "inputs", "cost", "costs") if name in results[0]
-    }
+    summary = {name: results[0][name] for name in ("states", "inputs", "cost", "costs") if name in results[0]}
     for clock in ("processor", "wall"):
         passes = np.array([r[f"{clock}_s"] for r in results])
         summary[f"{clock}_ms"] = (1e3 * np.median(passes, 0)).tolist()
     first, *rest = summary["processor_ms"]
-    return {**summary, "median_ms": statistics.median([first, *rest]), "worst_ms": max(rest), "first_ms": first}
+    return {
+        **summary,
+        "median_ms": statistics.median([first, *rest]),
+        "worst_ms": max(rest),
+        "first_ms": first,
+    }
 
 
 def apart(side: dict[str, Any], other: dict[str, Any]) -> float:
@@ -305,7 +308,9 @@ def main(config: Config) -> None:
         for name, side in case["sides"].items():
             shown.add_row(case["case"], name, *cells(name, side))
     Console(width=190).print(shown)
-    print(f"Real-time iteration, recovery: at most {100 * max(recovery(cases[-1])):.3f} % above the converged cost.")
+    print(
+        f"Real-time iteration, recovery: at most {100 * max(recovery(cases[-1])):.3f} % above the converged cost."
+    )
 
 
 if __name__ == "__main__":
