@@ -65,7 +65,7 @@ def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> ca
     column = (
         casadi.vertcat(*[casadi.SX(entry) for entry in result.ravel()]) if result.size else casadi.SX(0, 1)
     )
-    return casadi.Function(name, symbols, [column])
+    return casadi.Function(casadi.Function.fix_name(name), symbols, [column])
 
 
 def _apply(name: str, node: Any, args: list[Any], options: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from mbrl.models.networks import EnsembleMLP
 from mbrl.models.propagation import TS1, MeanDynamics, MomentMatching, Propagation, Thompson, TSInf
 from mbrl.models.storage import load_ensemble, save_ensemble
 from mbrl.models.training import Epoch, Fit, FitConfig, Trainer
+from mbrl.models.trust_region import TrustRegion, trust_region
 
 __all__ = [
     "TS1",
@@ -44,6 +45,7 @@ __all__ = [
     "TSInf",
     "Thompson",
     "Trainer",
+    "TrustRegion",
     "WithDisagreement",
     "WithHeads",
     "calibrate",
@@ -57,4 +59,5 @@ __all__ = [
     "recalibrate",
     "save_ensemble",
     "scenarios",
+    "trust_region",
 ]

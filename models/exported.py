@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +101,21 @@ class Exported(Euclidean):
 
     def prove(self) -> None:
         """Raise `ContractError` unless the expression is what torch computes; see the class."""
+        for what, share, where in self._gaps():
+            if not share <= self.tolerance:
+                raise ContractError(
+                    f"The expression of {type(self.model).__name__} is not its torch network: the {what} is off by "
+                    f"{share:.3g} of the largest entry, beyond the tolerance of {self.tolerance:g}, {where}. Either the "
+                    "weights are not finite, or a subclass changes what the network says, which an export cannot know: "
+                    "plan on it in torch."
+                )
+
+    def errors(self) -> dict[str, float]:
+        """How far the expression is from torch as of now, each as a share of the largest entry over all points."""
+        return {what: share for what, share, _ in self._gaps()}
+
+    def _gaps(self) -> Iterator[tuple[str, float, str]]:
+        """What is compared, how far it is off, inf if not finite, and where that is."""
         twin = copy.deepcopy(self.model)
         holder = twin if isinstance(twin, LinearModel) else twin.model
         holder.double().cpu()
@@ -108,14 +125,13 @@ class Exported(Euclidean):
         lam, v = draw(POINTS, ny) / unit[:ny], draw(POINTS, n) * unit
         step = _deterministic(twin).step
         torchs, casadis = [], []
-        compare, theta = _derivatives(self.expression), self.theta
-        for at in range(POINTS):
-            s = torch.cat([y[at], u[at]])
-            torchs.append(_reference(lambda s: step(s[:ny], s[ny:], 0), s, lam[at], v[at]))
-            found = compare(*(part[at].numpy() for part in (y, u)), theta, lam[at].numpy(), v[at].numpy())
+        derivatives, theta = _derivatives(self.expression), self.theta
+        for i in range(POINTS):
+            s = torch.cat([y[i], u[i]])
+            torchs.append(_reference(lambda s: step(s[:ny], s[ny:], 0), s, lam[i], v[i]))
+            found = derivatives(y[i].numpy(), u[i].numpy(), theta, lam[i].numpy(), v[i].numpy())
             casadis.append([torch.from_numpy(np.array(part)) for part in found])
         units = (1 / unit[:ny, None], unit / unit[:ny, None], unit[:, None])
-        # Beside a Jacobian of 1, a curvature below 1e-4 may keep fewer digits: it is made of differences of numbers near 1.
         least = 0.0
         for i, what in enumerate(("value", "Jacobian", "Hessian-vector product")):
             said = torch.stack([parts[i] for parts in torchs]) * units[i]
@@ -123,17 +139,16 @@ class Exported(Euclidean):
             for how, j in (("derived by CasADi", i), ("in closed form", i + 3)):
                 found = torch.stack([parts[j] for parts in casadis]) * units[i]
                 gap = (found - said).abs().nan_to_num(nan=torch.inf)
-                if not float(gap.max()) <= self.tolerance * scale:
-                    at, row, column = map(int, np.unravel_index(int(gap.argmax()), gap.shape))
-                    raise ContractError(
-                        f"The expression of {type(self.model).__name__} is not its torch network: the {what} {how} is "
-                        f"{float(found[at, row, column]):.12g} instead of {float(said[at, row, column]):.12g} at entry "
-                        f"({row}, {column}), in units of the data's spread; off by {float(gap.max()) / scale:.3g} of "
-                        f"the largest entry, beyond the tolerance of {self.tolerance:g}, at y = {y[at].tolist()}, "
-                        f"u = {u[at].tolist()}. Either its weights are not finite, or a subclass changes what the "
-                        "network says, which an export cannot know: plan on it in torch."
-                    )
-            least = 1e-4 * scale
+                at, row, column = map(int, np.unravel_index(int(gap.argmax()), gap.shape))
+                where = (
+                    f"{float(found[at, row, column]):.12g} instead of {float(said[at, row, column]):.12g} at entry "
+                    f"({row}, {column}), in units of the data's spread, at y = {y[at].tolist()}, u = {u[at].tolist()}"
+                )
+                worst = float(gap.max())
+                share = 0.0 if worst == 0 else worst / scale if scale > 0 else math.inf
+                yield f"{what} {how}", share, where
+            # A curvature far below the slope has fewer digits, in torch too: it is made of differences of larger numbers.
+            least = 1e-4 * scale if what == "Jacobian" else 0.0
 
 
 def scenarios(ensemble: Ensemble) -> Scenarios:

@@ -87,6 +87,7 @@ class Solver:
             "print_time": False,
             "error_on_fail": False,
             "calc_lam_p": False,
+            "show_eval_warnings": False,
             "cache": {n: f for n, f in cache.items() if n != "nlp"},
             **_options(name, control, iterations, tolerance, qp),
         }
@@ -119,6 +120,12 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
+        if not all(np.isfinite(part).all() for part in self._program.slopes(z)):
+            f, g = self._program.values(z)
+            given = (z, bound_multipliers, multipliers, float(f[0]), np.full_like(g, np.nan))
+            return Solution(
+                *given, 0, f"{self._name}: the guess leads out of the finite numbers", False, False
+            )
         results = self._call(z, p, *bounds, bound_multipliers, multipliers)
         stats = self._solver.stats(1)  # of the buffer's memory
         found, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
@@ -143,6 +150,9 @@ def _words(stats: dict[str, Any]) -> str:
     return words.replace("_", " ").lower()
 
 
+_HUGE = 1e20
+"""What stands for a value that is not finite: where it was tried, a step must look too long. For a derivative 0 does.
+Of NaN, fatrop's loops for step lengths and regularisation never end."""
 _PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}
 
 
@@ -226,8 +236,27 @@ def _functions(name: SolverName, program: Separable, *, code: bool) -> dict[str,
     return made
 
 
+def _finite(values: Array, *, derivative: bool) -> Array:
+    if np.isfinite(values).all():
+        return values
+    if derivative:
+        return np.nan_to_num(values, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
+    return np.nan_to_num(values, nan=_HUGE, posinf=_HUGE, neginf=_HUGE)
+
+
+def _finite_expression(values: Any, *, derivative: bool) -> Any:
+    """As `_finite`."""
+    known = values.nz[:]
+    if derivative:
+        known = casadi.if_else(known == known, casadi.fmax(casadi.fmin(known, _HUGE), -_HUGE), 0.0)
+    else:
+        known = casadi.if_else(casadi.fabs(known) <= _HUGE, known, _HUGE)
+    return casadi.MX(values.sparsity(), casadi.vec(known))
+
+
 def _generated(program: Separable, asked: dict[str, tuple[str, ...]]) -> dict[str, casadi.Function]:
     symbols, found = program.expressions()
+    found = {name: _finite_expression(e, derivative=name not in ("f", "g")) for name, e in found.items()}
     found["grad_gamma_x"] = casadi.MX(program.nz, 1)
     found["triu_hess_gamma_x_x"] = casadi.triu(found["hess_gamma_x_x"])
     made = []
@@ -259,7 +288,8 @@ def _oracle(name: str, program: Separable, results: tuple[str, ...]) -> casadi.F
         nothing = [None] * (len(results) - 1)
 
         def evaluate(z: Array, p: Array, sigma: Array, multipliers: Array) -> Sequence[Array | None]:
-            return [*nothing, program.curvature(z, sigma, multipliers)[part]]
+            found = program.curvature(z, sigma, multipliers)[part]
+            return [*nothing, _finite(found, derivative=True)]
 
     else:
         places = [("f", "g", "grad_f_x", "jac_g_x").index(result) for result in results]
@@ -267,7 +297,7 @@ def _oracle(name: str, program: Separable, results: tuple[str, ...]) -> casadi.F
 
         def evaluate(z: Array, p: Array) -> Sequence[Array | None]:  # type: ignore[misc]
             found = of(z)
-            return [found[place] for place in places]
+            return [_finite(found[place], derivative=place > 1) for place in places]
 
     given = {n: column(m, 1) for n, m in sizes.items()}
     return _Oracle(name, given, {result: patterns[result] for result in results}, evaluate)

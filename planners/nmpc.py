@@ -69,7 +69,8 @@ class NMPC:
             plans. Their steps last `info["final_time"]` / H instead of dt, which is what `cost` and `states` reckon with.
         generate_code: compile the program's functions as C code, where there is a compiler; kept on disk. It pays for
             networks; expressions of scalars are as fast interpreted.
-        budget_ms: if set, no iteration is begun after this many milliseconds. Results then depend on the machine.
+        budget_ms: if set, no iteration is begun after this many milliseconds; not with fatrop, which cannot be stopped.
+            Results then depend on the machine.
 
     `Plan.actions` are held for a step each: of "hermite-simpson", whose controls are quadratic in time, they are means.
     `Plan.cost` is that of these actions by the model's own step, without penalties. `info` has "objective" (M,), the
@@ -121,6 +122,11 @@ class NMPC:
             raise ContractError(
                 f"{name} needs stages that meet in their states only for the solver fatrop, but hermite-simpson shares "
                 'controls between them, and a free final_time is shared by all. Use solver="ipopt".'
+            )
+        if self.solver == "fatrop" and self.budget_ms is not None:
+            raise ContractError(
+                f"{name} cannot stop the solver fatrop in time. Give it fewer iterations instead of budget_ms, or use "
+                'solver="ipopt" or "sqp".'
             )
         if self.final_time is not None and self.transcription == "shooting":
             raise ContractError(

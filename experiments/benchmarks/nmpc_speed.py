@@ -193,7 +193,7 @@ def our_reactor(side: str) -> dict[str, Any]:
 def our_recovery(side: str) -> dict[str, Any]:
     """The cost of each of `ANGLES`, and all steps' times."""
     results = [our_swing_up(side, (0.0, angle, 0.0, 0.0)) for angle in ANGLES]
-    joined = {name: sum((r[name] for r in results), []) for name in ("wall_s", "processor_s")}
+    joined: dict[str, Any] = {name: sum((r[name] for r in results), []) for name in ("wall_s", "processor_s")}
     return {"costs": [r["cost"] for r in results], **joined}
 
 
