@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import mujoco
+import numpy as np
 import pytest
 import torch
 
-from mbrl import Constraint, ContractError
+from mbrl import Constraint, ContractError, Plan
 from mbrl.envs import WORLDS, Within, World, make_world
 from mbrl.envs.cart_pole import cart_pole
 from mbrl.errors import PlanWarning
 from mbrl.experiments import cli, motion_plots, mpc
-from mbrl.experiments.recording import Recording
+from mbrl.experiments.recording import Recording, tracked_body
 from mbrl.models import Ensemble, FitConfig, Trainer, save_ensemble
 from mbrl.planners import NMPC, ScenarioNMPC
 from tests.problems import seeded
@@ -123,6 +124,22 @@ def test_a_run_on_a_learned_model(
     assert 1e-6 < max(errors) < 1.0 and all(row["fallback"] == "0" for row in written)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "a learned model" in page and "plans are not drawn" in page and "Constraint: track" in page
+
+
+@pytest.mark.parametrize("planner", ["nmpc", "scenario-nmpc"])
+def test_a_run_of_a_robot_on_a_learned_model(planner: str, tmp_path: Path) -> None:
+    """A network that has learned nothing yet."""
+    world = make_world("HalfCheetah-v5")
+    ny, nu, dt = world.features.ny, world.actions.nu, world.dynamics(threads=1).dt
+    model = Ensemble(ny, nu, dt, features=world.features, members=2, hidden=(4,), generator=seeded())
+    model.world = "HalfCheetah-v5"
+    save_ensemble(tmp_path / "model", model)
+    words = ["--planner", planner, "--env", "HalfCheetah-v5", "--model", str(tmp_path / "model")]
+    out = tmp_path / "run"
+    assert cli.main([*SHORT, "--horizon", "2", *words, "--threads", "1", "--out", str(out)]) == 0
+    written = rows(out)
+    assert [row["followed"] for row in written] == ["plan"] * 3
+    assert all(0 < float(row["planner/iterations"]) and float(row["planner/status"]) == 0 for row in written)
 
 
 @pytest.mark.parametrize("planner", ["nmpc", "scenario-nmpc"])
@@ -232,6 +249,20 @@ def recording(world: World, positions: list[float], actions: list[float]) -> Rec
     states = [torch.tensor([9.0, q, 0.0, 0.0, 0.0], dtype=torch.float64) for q in positions]
     taken = [torch.tensor([u], dtype=torch.float64) for u in actions]
     return Recording(world, world.problem(4, dynamics=world.analytic), states, taken, [], [])
+
+
+def test_plans_in_the_analytic_model_are_drawn() -> None:
+    """The end of the pole hangs under the cart, then stands over it."""
+    world = make_world("cart-pole")
+    states = torch.zeros(1, 5, 4, dtype=torch.float64)
+    states[0, 1:, 0], states[0, 1:, 1] = 0.5, torch.pi
+    run = recording(world, [0.0, 0.0], [0.0])
+    plan = Plan(actions=torch.zeros(1, 4, 1), cost=torch.zeros(1), states=states)
+    run.plans.append(plan)
+    body = tracked_body(world.model)
+    path = run.traces(0, body)
+    assert run.shows_plans and world.model.body(body).name == "pole" and path.shape == (1, 5, 3)
+    np.testing.assert_allclose(path[0, :2], [[0.0, 0.0, -0.5], [0.5, 0.0, 0.5]], atol=1e-12)
 
 
 def test_violations_are_counted_at_every_state() -> None:
