@@ -84,6 +84,13 @@ def idle(problem: Problem[Any, Any, Any], x: Tensor, safe: Tensor) -> Plan:
     )
 
 
+def upcoming(plan: Plan, n: int, steps: int, safe: Tensor) -> Tensor:
+    """The plan's actions (M, steps, nu) from its step n on; where it has run out, the safe action."""
+    kept = plan.actions[:, n : n + steps]
+    missing = steps - kept.shape[1]
+    return torch.cat([kept, safe.to(kept).expand(len(kept), missing, -1)], 1) if missing else kept
+
+
 def later(plan: Plan, n: int, steps: int, safe: Tensor) -> Plan:
     """The plan from its step n on, `steps` long; where it has run out, the safe action and no prediction."""
     M, before, _ = plan.actions.shape
@@ -96,7 +103,7 @@ def later(plan: Plan, n: int, steps: int, safe: Tensor) -> Plan:
     length = torch.full((M,), before, device=plan.cost.device) if plan.length is None else plan.length
     return dataclasses.replace(
         plan,
-        actions=cut(plan.actions, steps, safe),
+        actions=upcoming(plan, n, steps, safe),
         states=None if plan.states is None else cut(plan.states, steps + 1, nan),
         K=None if plan.K is None else cut(plan.K, steps, nan),
         length=(length - n).clamp(0, steps),

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from mbrl.checkpoints import check_state
 from mbrl.errors import ContractError, PlanWarning
 from mbrl.estimators import Padded
-from mbrl.following import FOLLOWED, either, follow, idle, later, predict, safe_action_of
+from mbrl.following import FOLLOWED, either, follow, idle, later, predict, safe_action_of, upcoming
 from mbrl.planner_checks import check_planner_state
 from mbrl.problem import Plan, Problem
 from mbrl.protocols import Estimator, Planner
@@ -290,9 +290,11 @@ class MPC:
         if new is None or self._now < max(new.begins, new.arrives):
             return
         assert self._plan is not None  # _begin sets it
-        n, steps = new.begins - self._begins, new.plan.actions.shape[1]
-        old = later(self._plan, n, steps, self.safe_action)
-        self._plan, self._begins, self._pending = either(new.plan, new.usable, old), new.begins, None
+        plan = new.plan
+        if not new.usable.all():
+            n, steps = new.begins - self._begins, plan.actions.shape[1]
+            plan = either(plan, new.usable, later(self._plan, n, steps, self.safe_action))
+        self._plan, self._begins, self._pending = plan, new.begins, None
 
     def _begin(self, x: Tensor) -> Pending:
         """Plan from where x (M, nx) will have led when the plan arrives."""
@@ -309,7 +311,7 @@ class MPC:
             x = predict(problem, old, k, x, ahead, self.safe_action, generator=self.generator)
         known = torch.isfinite(x).all(-1)
         if known.any() or self._begun is None:
-            plan, faults = self._search(x, known, later(old, 0, k + ahead, self.safe_action).actions)
+            plan, faults = self._search(x, known, upcoming(old, 0, k + ahead, self.safe_action))
         else:
             plan, faults, self._state = old, {"the state is not finite": ~known}, None
         self._begun, self._restart = self._now, None

@@ -120,8 +120,8 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
-        if not all(np.isfinite(part).all() for part in self._program.slopes(z)):
-            f, g = self._program.values(z)
+        f, g = self._program.values(z)
+        if not (np.isfinite(f).all() and np.isfinite(g).all()):
             given = (z, bound_multipliers, multipliers, float(f[0]), np.full_like(g, np.nan))
             return Solution(
                 *given, 0, f"{self._name}: the guess leads out of the finite numbers", False, False
@@ -239,18 +239,13 @@ def _functions(name: SolverName, program: Separable, *, code: bool) -> dict[str,
 def _finite(values: Array, *, derivative: bool) -> Array:
     if np.isfinite(values).all():
         return values
-    if derivative:
-        return np.nan_to_num(values, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
-    return np.nan_to_num(values, nan=_HUGE, posinf=_HUGE, neginf=_HUGE)
+    return np.where(np.abs(values) <= _HUGE, values, 0.0 if derivative else _HUGE)
 
 
 def _finite_expression(values: Any, *, derivative: bool) -> Any:
     """As `_finite`."""
     known = values.nz[:]
-    if derivative:
-        known = casadi.if_else(known == known, casadi.fmax(casadi.fmin(known, _HUGE), -_HUGE), 0.0)
-    else:
-        known = casadi.if_else(casadi.fabs(known) <= _HUGE, known, _HUGE)
+    known = casadi.if_else(casadi.fabs(known) <= _HUGE, known, 0.0 if derivative else _HUGE)
     return casadi.MX(values.sparsity(), casadi.vec(known))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -66,7 +67,8 @@ class NMPC:
         tolerance: of the conditions of optimality.
         feasible: by how much a plan that is not optimal may violate a hard constraint, in its units, and be followed.
         final_time: shortest and longest duration in s of the whole horizon, which becomes a variable then: for open-loop
-            plans. Their steps last `info["final_time"]` / H instead of dt, which is what `cost` and `states` reckon with.
+            plans. Their steps last `info["final_time"]` / H instead of dt; `cost` is the objective then, and `states` are
+            those of the program.
         generate_code: compile the program's functions as C code, where there is a compiler; kept on disk. It pays for
             networks; expressions of scalars are as fast interpreted.
         budget_ms: if set, no iteration is begun after this many milliseconds; not with fatrop, which cannot be stopped.
@@ -221,7 +223,10 @@ class NMPC:
                 status, why = 3, f"the solver left the finite numbers ({found.message})"
                 if found.finite:
                     tried = np.clip(built.actions(found.z), low, high)
-                    led = built.roll(x[row], tried, q[row], theta)
+                    if self.final_time is None:
+                        led = built.roll(x[row], tried, q[row], theta)
+                    else:
+                        led = built.nodes(found.z, found.f, found.g)
                     status, why = self._judge(found, led)
                     info["objective"][row], info["gap"][row] = found.f, found.gap(bounds)
                     info["violation"][row] = led.violation
@@ -332,12 +337,19 @@ def _array(values: Tensor) -> Array:
 
 def _steps(problem: Problem[Any, Any, Any], M: int) -> Array:
     """(k, γᵏ, p) of every step, (M, H+1, 2 + np)."""
-    k = np.arange(problem.horizon + 1.0)
-    steps = np.broadcast_to(np.stack([k, problem.discount**k], -1), (M, len(k), 2))
+    once = _numbered(problem.horizon, problem.discount)
+    steps = np.broadcast_to(once, (M, *once.shape))
     if problem.params is None:
         return steps
     params = _array(problem.params)
     return np.concatenate([steps, np.broadcast_to(params, (M, *params.shape[-2:]))], -1)
+
+
+@functools.lru_cache(maxsize=32)
+def _numbered(horizon: int, discount: float) -> Array:
+    k = np.arange(horizon + 1.0)
+    numbered: Array = np.stack([k, discount**k], -1)
+    return numbered
 
 
 def _pack(control: OptimalControl, z: Array, bound_multipliers: Array, multipliers: Array) -> NMPCState:

@@ -135,6 +135,20 @@ class NMPCProgram:
         mean: Array = (u + 4 * z[control.own].swapaxes(0, 1) + later) / 6
         return mean
 
+    def nodes(self, z: Array, f: float, g: Array) -> Roll:
+        """The program's own states instead of a rollout, for steps that do not last dt."""
+        control, found = self.control, []
+        for rows, steps, constraint in control.named():
+            v = np.abs(g[rows]) if constraint.kind == "eq" else g[rows]
+            if constraint.soft is None and v.size and v.max() > 0:
+                at = steps.ravel()[v.argmax()]
+                place = "the end" if at == control.horizon else f"step {at}"
+                found.append((float(v.max()), f"{constraint.label} is violated by {v.max():.3g} at {place}"))
+        found.sort(key=lambda pair: -pair[0])
+        states = z[control.states].reshape(control.horizon + 1, control.branches, -1).swapaxes(0, 1)
+        worst = found[0][0] if found else 0.0
+        return Roll(np.full(control.branches, f), states, worst, tuple(text for _, text in found))
+
     def roll(self, x: Array, u: Array, q: Array, theta: Array) -> Roll:
         """From x (nx,) under u (S, H, nu) of each branch; q: (H+1, 2 + np)."""
         costs, states, found = [], [], list[tuple[float, str]]()

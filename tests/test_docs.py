@@ -24,7 +24,14 @@ DOCS = ROOT / "docs"
 
 @pytest.mark.parametrize(
     "page",
-    ["your_robot.md", "your_planner.md", "learn_a_model.md", "uncertainty.md", "trajectory_optimization.md"],
+    [
+        "your_robot.md",
+        "your_planner.md",
+        "learn_a_model.md",
+        "uncertainty.md",
+        "trajectory_optimization.md",
+        "nonlinear_mpc.md",
+    ],
 )
 def test_page_runs(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)

@@ -112,6 +112,10 @@ def test_known_optima_by_hermite_simpson(known: Known) -> None:
     plan = solve(planner, known.problem(), known.start(), known.guess())
     assert value(plan, "status") == 0
     assert value(plan, "objective") == pytest.approx(known.value, rel=known.tolerance)
+    if known.final_time is not None:
+        assert float(plan.cost) == value(plan, "objective") and value(plan, "violation") < 1e-6
+        assert plan.states is not None
+        torch.testing.assert_close(plan.states[0, 0], known.start()[0])
 
 
 @pytest.mark.parametrize("known", [k for k in KNOWN if k.final_time is None], ids=lambda known: known.name)

@@ -85,7 +85,7 @@ def ready(mpc, start):
 
 def work(setting):
     """A closed loop of a controller that is built anew; only its steps are timed."""
-    if setting["case"] == "cart-pole":
+    if setting["case"] == "swing-up":
         step = cart_pole()
         result = plants.swing_up(lambda x: step(x)[0])
     else:

@@ -23,6 +23,7 @@ from mbrl.experiments.benchmarks import (
     ilqr_mpc,
     ilqr_speed,
     jacobian_speed,
+    nmpc_speed,
     returns,
 )
 from mbrl.experiments.benchmarks.pets_speed import cells
@@ -473,6 +474,43 @@ def jacobian_speeds() -> str:
     )
 
 
+def nmpc_speeds() -> str:
+    result = next(iter(load("nmpc_speed.json")), None)
+    if result is None:
+        return ""
+    cases, texts = {case["case"]: case["sides"] for case in result["cases"]}, []
+    rows = [
+        (case, name, *nmpc_speed.cells(name, side))
+        for case, sides in cases.items()
+        for name, side in sides.items()
+    ]
+    for (case, name), (median, worst) in nmpc_speed.WANTED.items():
+        times = cases[case][name]["times_faster"]["do-mpc"]
+        told = [
+            f"{times['median_ms']:.2f} at the median ({median:g} wanted: {met(times['median_ms'], median)})"
+        ]
+        if worst is not None:
+            told.append(
+                f"{times['worst_ms']:.2f} at the worst ({worst:g} wanted: {met(times['worst_ms'], worst)})"
+            )
+        texts.append(f"{case}, {name}: times as fast as do-mpc, {', '.join(told)}")
+    if "recovery" in cases:
+        above = max(nmpc_speed.recovery({"sides": cases["recovery"]}))
+        texts.append(
+            f"the real-time iteration recovers at a cost of at most {100 * above:+.2g} % of the converged one's"
+        )
+    texts.append("passes: " + ", ".join(f"{case['case']} {case['passes']}" for case in result["cases"]))
+    machine = result["machine"]
+    return (
+        table(nmpc_speed.HEAD, rows)
+        + f"\n\n{'; '.join(texts)}. {machine['cpu']}, one thread, load {machine['load']}."
+    )
+
+
+def met(value: float, wanted: float) -> str:
+    return "met" if value >= wanted else "not met"
+
+
 def robots() -> str:
     cases: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of each case, those with equal settings
     for result in [*load("legged/*.json"), *load("robots/*.json")]:
@@ -603,6 +641,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "pushed-go2": pushed_go2,
     "ilqr-speed": ilqr_speeds,
     "jacobian-speed": jacobian_speeds,
+    "nmpc-speed": nmpc_speeds,
     "trap": trap,
     "exploration": explorers,
     "robots": robots,
