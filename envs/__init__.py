@@ -1,6 +1,7 @@
 """True worlds: Gymnasium's MuJoCo environments, MJCF robots and real robots."""
 
 from mbrl.envs.layout import Layout
+from mbrl.envs.limits import Within
 from mbrl.envs.mjcf import MjcfEnv, load_mjcf, mjcf_world
 from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, read_state, scaled_model, write_state
 from mbrl.envs.pendulum import Pendulum
@@ -16,6 +17,7 @@ __all__ = [
     "Pendulum",
     "RandomizedMujoco",
     "WithState",
+    "Within",
     "World",
     "gym_world",
     "load_mjcf",

@@ -17,8 +17,9 @@ from mbrl.envs.mujoco import MujocoDynamics, RandomizedMujoco, diverged, read_st
 from mbrl.envs.smooth import smooth_contacts
 from mbrl.errors import ContractError, UnknownName
 from mbrl.estimators import FullState
+from mbrl.expressions import Expressible
 from mbrl.features import Features
-from mbrl.problem import Box, Problem, TaskCost, from_task
+from mbrl.problem import Box, Constraint, Problem, TaskCost, from_task
 from mbrl.protocols import Task
 
 
@@ -38,6 +39,9 @@ class World:
         build: makes the bare environment of a plant, from (model, **options).
         camera: attributes of mujoco.MjvCamera for pictures.
         planning_model: a cheaper model of the plant that `problem` plans with; the plant itself unless given.
+        constraints: on y, of every step; what the plant should keep to and does not enforce. `problem` leaves them out
+            unless told otherwise, problem(…, constraints=world.constraints), for few planners hold any.
+        analytic: the plant as an expression whose state is y, for planners that want one, or None.
     """
 
     name: str
@@ -50,13 +54,21 @@ class World:
     build: Callable[..., gymnasium.Env[Any, Any]] = field(repr=False)
     camera: Mapping[str, Any] = field(default_factory=dict)
     planning_model: mujoco.MjModel | None = None
+    constraints: tuple[Constraint, ...] = ()
+    analytic: Expressible | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # Another model may number its objects differently.
         object.__setattr__(self, "layout", self.layout.on(self.model))
+        if any(constraint.at != "path" for constraint in self.constraints):
+            raise ContractError(
+                f'The constraints of {self.name} need at="path": a world goes on and has no end.'
+            )
 
     def with_model(self, model: mujoco.MjModel, planning_model: mujoco.MjModel | None = None) -> World:
         """The same world with another plant, to act in and, unless `planning_model` is given, to plan with.
+
+        An analytic model is left out: it is that of the old plant.
 
         Raises:
             ContractError: the model's state, its objects' order or its time step differ from the old plant's.
@@ -67,7 +79,7 @@ class World:
                 f"Another plant for {self.name} needs the time step {self.model.opt.timestep:g} s, "
                 f"but has {model.opt.timestep:g} s."
             )
-        return replace(self, model=model, planning_model=planning_model)
+        return replace(self, model=model, planning_model=planning_model, analytic=None)
 
     def smoothed(self) -> World:
         """The same world, planned in with contacts that set in gradually; see `smooth_contacts`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mbrl.envs.cart_pole import cart_pole
 from mbrl.envs.g1 import g1_stand
 from mbrl.envs.panda import panda_push, panda_reach
 from mbrl.envs.pendulum import Pendulum
@@ -19,10 +20,11 @@ from mbrl.protocols import TrainingWorld
 
 @dataclass(frozen=True)
 class Entry:
-    """How to build a world, and one line about it."""
+    """How to build a world, one line about it, and whether it has an `analytic` model."""
 
     build: Callable[..., World]
     about: str
+    analytic: bool = False
 
 
 WORLDS: dict[str, Entry] = {
@@ -42,6 +44,9 @@ WORLDS: dict[str, Entry] = {
     }.items()
 }
 WORLDS |= {
+    "cart-pole": Entry(
+        cart_pole, "Swing up a pole on a cart, on a short track (1 action, analytic)", analytic=True
+    ),
     "g1-stand": Entry(g1_stand, "Unitree G1: stand while being pushed (29 actions)"),
     "go2-stand": Entry(go2_stand, "Unitree Go2: stand while being pushed (12 actions)"),
     "go2-stand-up": Entry(go2_stand_up, "Unitree Go2: get up from lying on its side (12 actions)"),

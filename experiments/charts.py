@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby, pairwise
 
 WIDTH, HEIGHT = 520, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
@@ -25,6 +26,7 @@ def line_chart(
     log: bool = False,
     limits: Sequence[float] = (),
     held: bool = False,
+    marked: Sequence[bool] = (),
     xlabel: str = TIME,
 ) -> str:
     """Lines over time; None is passed over, a number that is not finite leaves a gap. `log`: decades, zeros left out.
@@ -35,6 +37,7 @@ def line_chart(
         label: of the vertical axis.
         limits: values to draw a dashed line at; those that are not finite are left out.
         held: each value holds until the next time.
+        marked: the times to shade, from half-way to their neighbours.
     """
     usable = {
         name: [math.nan if v is None or not math.isfinite(v) or (log and v <= 0) else v for v in values]
@@ -56,6 +59,13 @@ def line_chart(
 
     parts = [_horizontal(y(10**t if log else t), _text(t, log)) for t in ticks]
     parts += [_vertical(x(t), f"{t:g}") for t in _ticks(0, end, 6)]
+    edges = [times[0], *((a + b) / 2 for a, b in pairwise(times)), times[-1]]
+    for first, last in _runs(marked):
+        left, right = x(edges[first]), x(edges[last + 1])
+        parts.append(
+            f'<rect class="marked" x="{left:.1f}" y="{TOP}" width="{max(right - left, 1):.1f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"/>'
+        )
     for i, (name, values) in enumerate(usable.items()):
         path, pen = [], "M"
         for t, v, given in zip(times, values, series[name], strict=True):
@@ -77,6 +87,12 @@ def line_chart(
             f'<line class="cursor" data-x0="{LEFT}" data-x1="{WIDTH - RIGHT}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
         )
     return _svg(parts, label, xlabel, list(series))
+
+
+def _runs(marked: Sequence[bool]) -> list[tuple[int, int]]:
+    """First and last index of each unbroken run of True."""
+    runs = [[i for i, _ in run] for yes, run in groupby(enumerate(marked), key=lambda pair: pair[1]) if yes]
+    return [(run[0], run[-1]) for run in runs]
 
 
 def phase_chart(xs: Sequence[float], ys: Sequence[float], *, xlabel: str, label: str) -> str:

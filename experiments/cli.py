@@ -169,7 +169,9 @@ def parse(argv: list[str]) -> Any:
     }
     if rest[:1] == ["mpc"]:
         start = commands["mpc"](planner=mpc.STARTS.get(name) or planner())
-        return tyro.cli(commands["mpc"], args=rest[1:], default=start, prog="mbrl mpc")
+        config = tyro.cli(commands["mpc"], args=rest[1:], default=start, prog="mbrl mpc")
+        mpc.check(config)
+        return config
     if rest and rest[0] in commands:  # tyro's messages are shorter without the level of sub-commands
         return tyro.cli(commands[rest[0]], args=rest[1:], prog=f"mbrl {rest[0]}")
     return tyro.extras.subcommand_cli_from_dict(

@@ -10,13 +10,16 @@ from typing import Any
 from mbrl.envs import World
 from mbrl.errors import CheckpointError, ContractError
 from mbrl.experiments import pets
-from mbrl.models import Ensemble, MeanDynamics, Propagation, from_heads, load_ensemble
-from mbrl.problem import Problem
+from mbrl.models import Ensemble, Exported, MeanDynamics, Propagation, from_heads, load_ensemble, scenarios
+from mbrl.problem import Constraint, Problem
+from mbrl.protocols import Dynamics, Stochastic
 from mbrl.risk import Mean, MeanStd
 
-PROPAGATIONS: dict[str, Callable[[Ensemble], Propagation | MeanDynamics]] = {
+PROPAGATIONS: dict[str, Callable[[Ensemble], Dynamics | Stochastic]] = {
     **pets.PROPAGATIONS,
     "mean": MeanDynamics,
+    "expression": lambda model: Exported(MeanDynamics(model)),
+    "scenarios": scenarios,
 }
 
 
@@ -43,8 +46,12 @@ def learned_problem(
     particles: int,
     kappa: float,
     learned_task: bool = False,
+    constraints: tuple[Constraint, ...] = (),
 ) -> Problem[Any, Any, Any]:
     """The world's task, or the one that was learned, on a learned model.
+
+    Args:
+        propagation: one of `PROPAGATIONS`; particles are only of those that draw them.
 
     Raises:
         ContractError: the model was learned on another world, or has other sizes, features or another control step.
@@ -69,10 +76,10 @@ def learned_problem(
         )
     way = PROPAGATIONS[propagation](model)
     options: dict[str, Any] = {
-        "particles": 1 if propagation == "mean" else particles,
+        "particles": particles if propagation in pets.PROPAGATIONS else 1,
         "risk": MeanStd(kappa) if kappa else Mean(),
     }
     if learned_task:
         assert isinstance(way, Propagation)  # see mpc.Config
         return from_heads(way, world.actions, horizon, **options)
-    return world.problem(horizon, dynamics=way, **options)
+    return world.problem(horizon, dynamics=way, constraints=constraints, **options)

@@ -1,4 +1,4 @@
-"""Plots of a control run: controls within their bounds, phase portraits, and how the cost fell in single plans."""
+"""Plots of a control run: controls and constraints, phase portraits, and how the cost fell in single plans."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from itertools import groupby
 import mujoco
 from torch import Tensor
 
+from mbrl.envs import Within
 from mbrl.experiments.charts import card, line_chart, phase_chart
-from mbrl.experiments.recording import Recording
+from mbrl.experiments.recording import HELD, Recording
 from mbrl.problem import Box
 
 _LINES, _CHARTS, _PORTRAITS, _PLANS = 3, 2, 4, 3
@@ -40,6 +41,31 @@ def controls(recording: Recording) -> str:
             chart = line_chart(times, series, label="control", limits=(low, high), held=True)
             note = f"What was sent to the robot, held for one control step. Dashed: the bounds, {low:g} and {high:g}."
             cards.append(card(title, chart, note + left_out))
+    return "".join(cards)
+
+
+def constraints(recording: Recording) -> str:
+    """Of each of the world's constraints its largest g over time, and of those on one number of y, that number."""
+    y, cards = recording.outputs(), []
+    times = [recording.problem.dynamics.dt * k for k in range(len(y))]
+    for constraint in recording.world.constraints:
+        name, g = constraint.label, recording.constrained()[constraint.label]
+        worst = g.max(-1)
+        broken = (worst > HELD).tolist()
+        note = f"Shaded: violated by more than {HELD:g}." if any(broken) else f"Never above {HELD:g}: held."
+        if isinstance(constraint.fun, Within):
+            limit = constraint.fun
+            what, limits = limit.what or f"y[{limit.index}]", (limit.low, limit.high)
+            chart = line_chart(
+                times, {what: y[:, limit.index].tolist()}, label=what, limits=limits, marked=broken
+            )
+            told = f"Dashed: the limits, {limit.low:g} and {limit.high:g}. {note}"
+            cards.append(card(f"Constraint: {name}", chart, told))
+        shown = "|g|" if constraint.kind == "eq" else "g"
+        chart = line_chart(times, {shown: worst.tolist()}, label=shown, limits=(0.0,), marked=broken)
+        of = f", the largest of its {g.shape[1]} numbers" if g.shape[1] > 1 else ""
+        soft = "" if constraint.soft is None else " It is soft: a plan may pay for violating it."
+        cards.append(card(f"{shown} of {name}", chart, f"To be at most 0{of}. {note}{soft}"))
     return "".join(cards)
 
 

@@ -24,11 +24,23 @@ from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.estimators import FullState, Measured, Padded
 from mbrl.experiments.progress import Progress, show_facts
 from mbrl.experiments.recording import Recording
-from mbrl.experiments.report import write_report
+from mbrl.experiments.report import explanations, write_report
 from mbrl.experiments.video import write_video
 from mbrl.following import FOLLOWED
 from mbrl.mpc import MPC, MPCReport
-from mbrl.planners import CEM, CMAES, DDP, FDDP, ICEM, ILQR, MPPI, PredictiveSampling, RandomShooting
+from mbrl.planners import (
+    CEM,
+    CMAES,
+    DDP,
+    FDDP,
+    ICEM,
+    ILQR,
+    MPPI,
+    NMPC,
+    PredictiveSampling,
+    RandomShooting,
+    ScenarioNMPC,
+)
 from mbrl.problem import Problem
 from mbrl.protocols import Estimator, Planner
 from mbrl.runs import RunFolder
@@ -45,6 +57,8 @@ PLANNERS: dict[str, type[Any]] = {
     "ilqr": ILQR,
     "fddp": FDDP,
     "ddp": DDP,
+    "nmpc": NMPC,
+    "scenario-nmpc": ScenarioNMPC,
 }
 STARTS = {"ilqr": ILQR(iterations=3), "fddp": FDDP(iterations=3), "ddp": DDP(iterations=3)}
 """Planners whose defaults, made for one plan, are too slow for a plan at each step."""
@@ -58,12 +72,15 @@ HEALTH = (
     "model_steps",
     "damping",
     "slope",
+    "violation",
+    "gap",
+    "status",
 )
 COLUMNS = (
     *("step", "time", "reward", "return", "predicted_reward", "reward_error", "state_error", "output_error"),
     *("plan_ms", "realtime_factor", "plan_cost"),
     *(f"planner/{name}" for name in HEALTH),
-    *("delay", "followed", "fallback", "terminated", "truncated", "diverged"),
+    *("planner/explanation", "delay", "followed", "fallback", "terminated", "truncated", "diverged"),
 )
 
 
@@ -72,7 +89,8 @@ class Config(Generic[P]):
     """Control a robot by planning in its simulator; leaves metrics, a video and a report.
 
     Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es | ilqr |
-    fddp | ddp (on a learned model) and its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+    fddp | ddp (on a learned model) | nmpc (on a learned model, or a world with an analytic one) | scenario-nmpc (on a
+    learned ensemble) and its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
 
     Attributes:
         planner: what searches for actions; --planner NAME on the command line.
@@ -169,6 +187,50 @@ class Config(Generic[P]):
             raise ContractError(f"A run needs a finite budget_ms > 0, but got {self.budget_ms}.")
 
 
+def check(config: Config[Any]) -> None:
+    """Refuse what nonlinear MPC cannot use. Apart from `Config`, for the defaults that options change need not be usable.
+
+    Raises:
+        ContractError: with what to do instead.
+    """
+    planner = config.planner
+    if not isinstance(planner, NMPC):
+        return
+    name, many = type(planner).__name__, isinstance(planner, ScenarioNMPC)
+    if config.model is None and many:
+        raise ContractError(
+            f"{name} plans for all members of a learned ensemble, but none is given: --model FOLDER."
+        )
+    if config.model is None and not WORLDS[config.env].analytic:
+        analytic = [world for world, entry in WORLDS.items() if entry.analytic]
+        raise ContractError(
+            f"{name} needs dynamics that are an expression, and the simulator of {config.env} is none. Plan in a "
+            f"model that was learned on it, --model FOLDER, or take a world with an analytic model: --env "
+            f"{' | '.join(analytic)}."
+        )
+    if config.exact or config.smooth:
+        raise ContractError(
+            f"{name} plans on an expression, not in a simulator. Leave --{'exact' if config.exact else 'smooth'} out."
+        )
+    unused = {
+        "propagation": config.propagation not in ("tsinf", "tsinf" if many else "mean"),
+        "particles": config.particles != 20,
+        "kappa": config.kappa != 0,
+        "learned-task": config.learned_task,
+    }
+    given = [f"--{option}" for option, wanted in unused.items() if wanted]
+    if given:
+        what = "each member" if many else "the mean"
+        raise ContractError(
+            f"{name} plans on {what} of a learned ensemble, by the world's reward. Leave {' and '.join(given)} out."
+        )
+    if planner.final_time is not None:
+        raise ContractError(
+            f"A run goes on in steps of the world's length, but the final time of {name} is to be free, which "
+            "changes their length. Leave --planner.final-time out; it is for plans that are followed to their end."
+        )
+
+
 def with_derivatives(problem: Problem[Any, Any, Any], planner: ILQR) -> Any:
     """The problem's dynamics with what the planner needs: second derivatives of a network, first ones of a simulator."""
     dynamics = problem.dynamics
@@ -186,6 +248,7 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         MbrlError: no plan of the run was usable; the report is still written.
     """
     console = console or Console()
+    check(config)
     if config.budget_ms is not None:
         config = dataclasses.replace(
             config, planner=dataclasses.replace(config.planner, budget_ms=config.budget_ms)
@@ -210,6 +273,8 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         console.print(
             f"{config.env} with {type(planner).__name__} -> {folder.path}", highlight=False, soft_wrap=True
         )
+        for line in left_out(planner, world):
+            console.print(f"[dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
         folder.save_config(config)
         env = world.make()
         obs, info = env.reset(seed=config.seed)
@@ -254,15 +319,31 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         raise KeyboardInterrupt
     plans = sum(row["plan_ms"] is not None for row in recording.rows)
     if policy.fallbacks == plans:
+        reasons = explanations(recording)
+        why = reasons[0] if reasons else "not finite, or outside the bounds"
         raise MbrlError(
-            f"None of the {plans} plans was usable (not finite, or outside the bounds), so the robot was not "
-            f"controlled by planning. See {report}."
+            f"None of the {plans} plans was usable ({why}), so the robot was not controlled by planning. See {report}."
         )
     return folder.path
 
 
+def left_out(planner: Any, world: World) -> list[str]:
+    """What of the world the planner's problem leaves out, in words."""
+    name = type(planner).__name__
+    if isinstance(planner, NMPC):
+        return [f"{name} plans to the horizon: that the task may end an episode earlier is left out."]
+    labels = ", ".join(constraint.label for constraint in world.constraints)
+    return [f"{name} holds no constraints: {labels} is left out and only watched."] if labels else []
+
+
 def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], Estimator]:
-    """The problem on the simulator or on the learned model, and what reads its state off the world."""
+    """The problem on the simulator, the analytic or the learned model, and what reads its state off the world."""
+    holds = isinstance(config.planner, NMPC)
+    constraints = world.constraints if holds else ()
+    if config.model is None and holds:
+        torch.set_num_threads(1)
+        problem = world.problem(config.horizon, dynamics=world.analytic, constraints=constraints)
+        return dataclasses.replace(problem, terminated=None), Measured(world.measure, torch.float64)
     if config.model is None:
         # The simulator has the processors; torch's threads would wait in their way.
         torch.set_num_threads(1)
@@ -272,15 +353,21 @@ def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], 
     from mbrl.experiments.learned import learned_problem, load_model
 
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    propagation: str = config.propagation
+    if holds:
+        propagation = "scenarios" if isinstance(config.planner, ScenarioNMPC) else "expression"
     problem = learned_problem(
         world,
         load_model(config.model),
         config.horizon,
-        propagation=config.propagation,
+        propagation=propagation,
         particles=config.particles,
         kappa=config.kappa,
         learned_task=config.learned_task,
+        constraints=constraints,
     )
+    if holds:
+        problem = dataclasses.replace(problem, terminated=None)
     estimator: Estimator = Measured(world.measure)
     return problem, Padded(estimator, 2) if config.learned_task else estimator
 
@@ -322,6 +409,7 @@ def measure(report: MPCReport, reward: float, budget_s: float) -> dict[str, Any]
         "realtime_factor": None if new is None else 1e3 * budget_s / report.plan_ms,
         "plan_cost": None if new is None else number(new.cost),
         **{f"planner/{name}": value for name, value in health.items()},
+        "planner/explanation": (new.info.get("explanation") if new is not None else None) or None,
         "delay": report.delay,
         "followed": FOLLOWED[int(report.followed[0])],
         "fallback": int(report.fallback[0]),

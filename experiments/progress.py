@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mbrl.experiments.recording import Recording
-from mbrl.experiments.report import measure
+from mbrl.experiments.report import kept, measure, solved
 
 _PLAIN_EVERY = 2.0  # seconds
 
@@ -57,15 +57,22 @@ class Progress:
 def show_facts(console: Console, recording: Recording, report: Path, video: Path | None) -> None:
     """Sum a finished run up."""
     facts = measure(recording)
-    lines = {
-        "return": f"{facts['return']:.2f} in {facts['steps']:.0f} steps ({facts['seconds']:.2f} s simulated)",
-        "planning": f"{facts['plan_ms']:.1f} ms per plan, {facts['realtime']:.2f}x real time (medians)",
-        "unusable plans": f"{facts['fallbacks']:.0f}",
-        "actions": f"{facts['gains']:.0f} with gains, {facts['plan']:.0f} of a plan alone, {facts['safe']:.0f} safe",
-        "metrics": str(report.with_name("metrics.csv")),
-        "report": str(report),
-    }
-    if video is not None:
-        lines["video"] = str(video)
-    for name, value in lines.items():
+    lines = [
+        (
+            "return",
+            f"{facts['return']:.2f} in {facts['steps']:.0f} steps ({facts['seconds']:.2f} s simulated)",
+        ),
+        ("planning", f"{facts['plan_ms']:.1f} ms per plan, {facts['realtime']:.2f}x real time (medians)"),
+        ("unusable plans", f"{facts['fallbacks']:.0f}"),
+        *(("solver", line) for line in solved(recording)),
+        *(("constraint", line) for line in kept(recording)),
+        (
+            "actions",
+            f"{facts['gains']:.0f} with gains, {facts['plan']:.0f} of a plan alone, {facts['safe']:.0f} safe",
+        ),
+        ("metrics", str(report.with_name("metrics.csv"))),
+        ("report", str(report)),
+        *([] if video is None else [("video", str(video))]),
+    ]
+    for name, value in lines:
         console.print(f"[dim]{name:>14}[/dim]  {escape(value)}", highlight=False, soft_wrap=True)

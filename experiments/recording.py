@@ -17,6 +17,8 @@ from mbrl.problem import Plan, Problem
 from mbrl.rollout import rollout
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+HELD = 1e-3
+"""A constraint counts as held up to this, in its own units."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,42 @@ class Recording:
                 found[joint.name or f"joint {i}"] = (turns, states[:, q].tolist(), states[:, v].tolist())
         return found
 
+    def outputs(self) -> Tensor:
+        """y (T+1, ny) along the run."""
+        return torch.stack(self.states)[:, -self.world.layout.size :]
+
+    def constrained(self) -> dict[str, np.ndarray]:
+        """Of each of the world's constraints, by name, what is not to exceed 0 along the run: g, or |g| of equations.
+
+        (T+1, n), each at a state and the action taken there; at the last state, at the action before.
+        """
+        y, u = self.outputs(), torch.stack([*self.actions, self.actions[-1]]).to(self.states[0])
+        found = {}
+        for constraint in self.world.constraints:
+            g = torch.stack([constraint.fun(y[k], u[k], k, None) for k in range(len(y))])
+            found[constraint.label] = (g.abs() if constraint.kind == "eq" else g).numpy()
+        return found
+
+    def violations(self) -> dict[str, tuple[int, float]]:
+        """Of each of the world's constraints, by name, in how many of the T+1 states it is violated, and by how much."""
+        return {
+            name: (int((g > HELD).any(-1).sum()), max(0.0, float(np.nanmax(g, initial=0.0))))
+            for name, g in self.constrained().items()
+        }
+
     @property
     def shows_plans(self) -> bool:
         """Whether the states of plans tell where bodies are."""
         dynamics = self.problem.dynamics
-        return isinstance(
+        simulated = isinstance(
             getattr(dynamics, "dynamics", dynamics), MujocoDynamics
         )  # or FiniteDifference of it
+        return simulated or (self.analytic and "qpos" in self.world.layout)
+
+    @property
+    def analytic(self) -> bool:
+        """Whether plans are made with the world's analytic model, whose states are y."""
+        return self.world.analytic is not None and self.problem.dynamics is self.world.analytic
 
     def traces(self, frame: int, body: int) -> np.ndarray:
         """Where a body would go: (1 + n, H+1, 3), first by the plan followed, then by n sampled candidates.
@@ -86,18 +117,21 @@ class Recording:
             sampled = rollout(self.problem.dynamics, states[0, :1].expand(n, -1), candidates[0])
             H = min(states.shape[1], sampled.shape[1])
             states = torch.cat([states[:, :H], sampled[:, :H]])
+        if self.analytic:
+            return body_positions(self.world.model, states[..., self.world.layout["qpos"]].numpy(), body)
         return body_positions(self.world.model, states.numpy(), body)
 
 
 def body_positions(model: mujoco.MjModel, states: np.ndarray, body: int) -> np.ndarray:
-    """Centre of mass (..., 3) of a body in states (..., nx); NaN where a state is not finite."""
+    """Centre of mass (..., 3) of a body in states (..., nx), or in positions (..., nq); NaN where one is not finite."""
     data = mujoco.MjData(model)
-    n = mujoco.mj_stateSize(model, _STATE)
+    kind = mujoco.mjtState.mjSTATE_QPOS if states.shape[-1] == model.nq else _STATE
+    n = mujoco.mj_stateSize(model, kind)
     flat = states.reshape(-1, states.shape[-1])
     positions = np.full((len(flat), 3), np.nan)
     for x, position in zip(flat, positions, strict=True):
         if np.isfinite(x[:n]).all():
-            mujoco.mj_setState(model, data, np.ascontiguousarray(x[:n]), _STATE)
+            mujoco.mj_setState(model, data, np.ascontiguousarray(x[:n]), kind)
             mujoco.mj_kinematics(model, data)
             position[:] = data.xipos[body]
     return positions.reshape(*states.shape[:-1], 3)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
@@ -16,12 +17,14 @@ from typing import Any
 
 from mbrl.errors import RunFolderError
 from mbrl.experiments.charts import card, histogram, line_chart
-from mbrl.experiments.motion_plots import controls, convergence, portraits
-from mbrl.experiments.recording import Recording, tracked_body
+from mbrl.experiments.motion_plots import constraints, controls, convergence, portraits
+from mbrl.experiments.recording import HELD, Recording, tracked_body
 from mbrl.experiments.replay import scene
 from mbrl.following import FOLLOWED
+from mbrl.planners.nmpc import STATUS
 from mbrl.runs import environment, plain
 
+_TOLD = 5  # explanations
 _EMBED_BELOW = 20 * 2**20  # bytes of video; a larger one is linked
 
 
@@ -54,11 +57,14 @@ def write_report(
         tiles="".join(
             f"<div class='tile'><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in tiles(facts)
         ),
-        words="".join(f"<p>{unbroken_options(escape(line))}</p>" for line in words(facts, config)),
+        words="".join(
+            f"<p>{unbroken_options(escape(line))}</p>"
+            for line in [*words(facts, config), *solved(recording), *kept(recording)]
+        ),
         legend=legend(recording),
         video=embed(video),
         charts=charts(recording),
-        motion=controls(recording) + portraits(recording),
+        motion=controls(recording) + constraints(recording) + portraits(recording),
         health=convergence(recording) + health(recording),
         settings=table(settings),
         machine=table(
@@ -130,6 +136,8 @@ def lead(recording: Recording, config: Any, planner: str) -> str:
     where = "the true simulator" if exact else "a cheaper model of the plant"
     if config.smooth:
         where = f"a copy of {where} with smooth contacts"
+    if recording.analytic:
+        where = "the analytic model"
     if config.model is not None:
         where = f"a learned model ({config.model})"
     return (
@@ -143,11 +151,13 @@ def legend(recording: Recording) -> str:
     if not recording.shows_plans:
         return "A learned model tells what the task reads, not where bodies are, so plans are not drawn."
     model = recording.world.model
+    others = ""
+    if any("candidates" in plan.info for plan in recording.plans):
+        others = (
+            ', <i class="key" style="background:var(--candidate)"></i>a few of the plans it was chosen over'
+        )
     tracked = escape((model.body(tracked_body(model)).name or "robot").replace("_", " "))
-    return (
-        f'<i class="key" style="background:var(--plan)"></i>where the plan being followed expects the {tracked} to go, '
-        '<i class="key" style="background:var(--candidate)"></i>a few of the plans it was chosen over.'
-    )
+    return f'<i class="key" style="background:var(--plan)"></i>where the plan being followed expects the {tracked} to go{others}.'
 
 
 def tiles(facts: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -198,7 +208,7 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
     fallback = (
         "Every plan was usable."
         if not facts["fallbacks"]
-        else f"In {facts['fallbacks']:.0f} steps the new plan was unusable (not finite, or outside the bounds) and the old one was followed."
+        else f"In {facts['fallbacks']:.0f} steps the new plan was unusable (not finite, or against bounds or constraints) and the old one was followed."
     )
     if config.budget_ms is not None and facts["plan_ms"] > 1.1 * config.budget_ms:
         speed += f" The deadline of {config.budget_ms:g} ms was missed"
@@ -208,7 +218,10 @@ def words(facts: Mapping[str, float], config: Any) -> list[str]:
             else ", by iterations that took longer than those before."
         )
     every = "every step" if config.replan_every == 1 else f"every {config.replan_every} steps"
-    work = f"It planned {every} and simulated {facts['model_steps']:,.0f} candidate steps in all."
+    candidates = (
+        f" and simulated {facts['model_steps']:,.0f} candidate steps in all" if facts["model_steps"] else ""
+    )
+    work = f"It planned {every}{candidates}."
     return [f"{work} {speed}", f"{error} {fallback} {ladder(facts)}"]
 
 
@@ -226,6 +239,37 @@ def ladder(facts: Mapping[str, float]) -> str:
             f"{facts['plan']:.0f} a plan's as they were, and {facts['safe']:.0f} the safe action."
         )
     return text
+
+
+def solved(recording: Recording) -> list[str]:
+    """How the solver of a nonlinear program fared, and what it said where it did not reach an optimum."""
+    programs = [row for row in recording.rows if row["planner/gap"] is not None]  # only they have one
+    found = [int(row["planner/status"]) for row in programs]
+    if not found:
+        return []
+    counts = ", ".join(f"{found.count(i)} {what}" for i, what in enumerate(STATUS) if i in found)
+    return [f"Of {len(found)} programs: {counts}.", *explanations(recording)]
+
+
+def explanations(recording: Recording) -> list[str]:
+    """What planners said of their plans, without the numbers, and how often, the most frequent first."""
+    told = Counter(
+        re.sub(r"(?<![\w\[])-?\d[\d.]*(e[-+]?\d+)?", "#", text)
+        for row in recording.rows
+        if (text := row["planner/explanation"])
+    )
+    return [f"{n} times: {text}." for text, n in told.most_common(_TOLD)]
+
+
+def kept(recording: Recording) -> list[str]:
+    """Whether the world's constraints were kept."""
+    total = len(recording.states)
+    return [
+        f"The constraint {name} was violated in {n} of {total} states, by at most {amount(worst)}."
+        if n
+        else f"The constraint {name} was held in all {total} states, to {HELD:g}."
+        for name, (n, worst) in recording.violations().items()
+    ]
 
 
 def unbroken_options(text: str) -> str:
@@ -330,8 +374,14 @@ def health(recording: Recording) -> str:
                 log=True,
             ),
             chart(
+                "Feasibility", {"violation": "violation", "gap": "gap"}, "largest",
+                "Violation: of a hard constraint along the plan. Gap: of the program's equations and bounds, where its solver "
+                "stopped. What is exactly 0 is left out.",
+                log=True,
+            ),
+            chart(
                 "Iterations", {"iterations": "iterations"}, "iterations per plan",
-                "How many rounds of sampling fitted into the deadline.",
+                "How many steps the solver took, rounds of sampling fitted into the deadline, or sweeps were made.",
             ) if len(set(column(recording, "planner/iterations"))) > 1 else "",
         ]
     )  # fmt: skip

@@ -47,8 +47,11 @@ def test_options_come_in_any_order() -> None:
     assert config == mpc.Config(planner=CEM(population=500), env="Hopper-v5")
 
 
-@pytest.mark.parametrize("name", [name for name in mpc.PLANNERS if name != "ddp"])
+@pytest.mark.parametrize(
+    "name", [name for name in mpc.PLANNERS if name not in ("ddp", "nmpc", "scenario-nmpc")]
+)
 def test_every_planner_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
+    """But those that need more than a simulator; see test_nmpc_cli.py."""
     options = [] if issubclass(mpc.PLANNERS[name], ILQR) else ["--planner.population", "8"]
     options += ["--planner.elites", "3"] if name in ("cem", "icem") else []
     assert (
