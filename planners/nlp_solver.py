@@ -107,7 +107,8 @@ class Solver:
                     f"{f' with {qp!r}' if name == 'sqp' else ''}: {str(error).splitlines()[-1]} Choose another one."
                 ) from error
             self._runs.append((solver, Buffered(solver, sizes)))
-        self._name, self._kept = name, cache  # CasADi does not hold Python functions
+        self._name, self._iterations = name, iterations
+        self._kept = cache  # CasADi does not hold Python functions
 
     def __call__(
         self,
@@ -151,17 +152,19 @@ class Solver:
             f=float(f[0]),
             g=g.copy(),
             iterations=int(stats["iter_count"]),
-            message=f"{self._name}: {_words(stats)}",
+            message=f"{self._name}: {_words(stats, self._iterations)}",
             converged=bool(stats["success"]),
             late=self._clock is not None and self._clock.rang,
         )
 
 
-def _words(stats: dict[str, Any]) -> str:
+def _words(stats: dict[str, Any], iterations: int) -> str:
     """The solver's status; fatrop's own is a number."""
+    if not stats["success"] and stats["iter_count"] >= iterations:
+        return "the iterations ran out"
     own, common = stats["return_status"], str(stats["unified_return_status"])
     words = own if isinstance(own, str) else common.removeprefix("SOLVER_RET_")
-    return words.replace("_", " ").lower()
+    return "no solution found" if words == "UNKNOWN" else words.replace("_", " ").lower()
 
 
 _HUGE = 1e20
