@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import casadi
 import numpy as np
@@ -27,6 +27,8 @@ class Expression:
             model's own integration, or None where it has none.
         curvature: (x, u, k, θ, λ) -> x_next, its Jacobian J (nx, nx+nu) by (x, u) and the Hessian H (nx+nu, nx+nu) of
             λᵀ x_next, where these are known in closed form, faster together than what CasADi derives from `step`.
+        batch: (x (n, nx), u (n, nu), θ, λ (n, nx), order=) -> x_next (n, nx), J (n, nx, nx+nu), H (n, nx+nu, nx+nu), of
+            n places at once in numpy; J and H are None below that order.
     """
 
     step: casadi.Function
@@ -34,6 +36,7 @@ class Expression:
     ode: casadi.Function | None = None
     quadrature: Callable[[Callable[..., Tensor], int], casadi.Function] | None = None
     curvature: casadi.Function | None = None
+    batch: Callable[..., tuple[npt.NDArray[np.float64], Any, Any]] | None = None
 
     @property
     def nx(self) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from mbrl.errors import UnsupportedProblem
 from mbrl.expressions import Expression
 from mbrl.features import Features
+from mbrl.models.batched_export import BatchedNetworks
 from mbrl.models.ensemble import Ensemble
 from mbrl.models.linear import LinearModel
 from mbrl.models.networks import Activation, EnsembleMLP
@@ -165,7 +166,29 @@ def _expression(structure: _Structure) -> Expression:
         ["x", "u", "k", "theta"],
         ["x_next"],
     )
-    return Expression(step, casadi.Function("output", [x], [x]), curvature=_curvature(structure))
+    return Expression(
+        step,
+        casadi.Function("output", [x], [x]),
+        curvature=_curvature(structure),
+        batch=_batched(structure),
+    )
+
+
+def _batched(structure: _Structure) -> BatchedNetworks:
+    features, nu = structure.features, structure.nu
+    see = _seeing(features, nu)
+    x, u, g = (casadi.SX.sym(name, see.numel_in(i)) for i, name in enumerate("xug"))
+    seen, by_s, bend = see(x, u, g)
+    return BatchedNetworks(
+        casadi.Function("see", [x, u], [seen, casadi.densify(by_s)]),
+        casadi.Function("bend", [x, u, g], [casadi.densify(bend)]),
+        _moving(features),
+        ny=features.ny,
+        nu=nu,
+        sizes=structure.sizes,
+        members=structure.members,
+        activate=_ARRAYS[structure.activation],
+    )
 
 
 def _curvature(structure: _Structure) -> casadi.Function:
@@ -248,6 +271,24 @@ def _tanh(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, casadi.MX]:
 
 _ACTIVATIONS: dict[str, Any] = {"silu": _silu, "relu": _relu, "tanh": _tanh}
 """The activation, and its first and second derivative, None where that is 0."""
+
+
+def _silu_of(a: Any) -> tuple[Any, Any, Any]:
+    s = 0.5 + 0.5 * np.tanh(a / 2)
+    return a * s, s + a * s * (1 - s), s * (1 - s) * (2 + a * (1 - 2 * s))
+
+
+def _relu_of(a: Any) -> tuple[Any, Any, None]:
+    return np.maximum(a, 0), (a > 0).astype(np.float64), None
+
+
+def _tanh_of(a: Any) -> tuple[Any, Any, Any]:
+    h = np.tanh(a)
+    return h, 1 - h * h, -2 * h * (1 - h * h)
+
+
+_ARRAYS: dict[str, Any] = {"silu": _silu_of, "relu": _relu_of, "tanh": _tanh_of}
+"""As `_ACTIVATIONS`, of numpy arrays."""
 
 
 def _inputs(features: Features, y: Any) -> Any:

@@ -131,12 +131,17 @@ class Exported(Euclidean):
             torchs.append(_reference(lambda s: step(s[:ny], s[ny:], 0), s, lam[i], v[i]))
             found = derivatives(y[i].numpy(), u[i].numpy(), theta, lam[i].numpy(), v[i].numpy())
             casadis.append([torch.from_numpy(np.array(part)) for part in found])
+        assert self.expression.batch is not None
+        batch = self.expression.batch(*(part.numpy() for part in (y, u)), theta, lam.numpy(), order=2)
+        for i, (reached, J, H) in enumerate(zip(*batch, strict=True)):
+            product = H @ v[i].numpy()
+            casadis[i] += [torch.from_numpy(part) for part in (reached[:, None], J, product[:, None])]
         units = (1 / unit[:ny, None], unit / unit[:ny, None], unit[:, None])
         least = 0.0
         for i, what in enumerate(("value", "Jacobian", "Hessian-vector product")):
             said = torch.stack([parts[i] for parts in torchs]) * units[i]
             scale = max(float(said.abs().max()), least)
-            for how, j in (("derived by CasADi", i), ("in closed form", i + 3)):
+            for how, j in (("derived by CasADi", i), ("in closed form", i + 3), ("in a batch", i + 6)):
                 found = torch.stack([parts[j] for parts in casadis]) * units[i]
                 gap = (found - said).abs().nan_to_num(nan=torch.inf)
                 at, row, column = map(int, np.unravel_index(int(gap.argmax()), gap.shape))

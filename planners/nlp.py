@@ -104,9 +104,10 @@ class OptimalControl:
         stages = [column[column >= 0] for column in path_rows.T]
         self.rows = _padded([np.concatenate([stages[0], first]), *stages[1:], end_rows])
         self.everything = np.concatenate([self.states, self.rest], -1)
+        outer = path.surroundings
         self.program = Separable(
             [
-                Part(path.element, variables, path_rows),
+                Part(path.element, variables, path_rows, None if outer is None else outer.lanes),
                 Part(end.element, np.concatenate([states[H], slack[H]])[:, None], end_rows[:, None]),
             ],
             (first, states[0]),

@@ -152,11 +152,13 @@ class Part:
     Attributes:
         variables: (nv, L), where in z its variables are; places may share some.
         rows: (nc, L), where in g its c goes, or -1: nowhere.
+        lanes: from the kind of function, take, θ and give to its `Lanes`, if it has a way of its own.
     """
 
     element: Element
     variables: Indices
     rows: Indices
+    lanes: Callable[[str, Indices, Indices, Indices], Lanes] | None = None
 
 
 class Separable:
@@ -232,6 +234,7 @@ class Separable:
             dual = np.concatenate([take, sigma, multipliers])
             self._places["second"].append((part.element.second, dual, H))
         self._theta, self._lanes = theta, lanes
+        self._own = [part.lanes for part in parts]
         self._made: dict[str, list[Lanes]] = {}
         self._at: dict[str, Array] = {}
 
@@ -300,7 +303,10 @@ class Separable:
         """Made when they are first needed."""
         if kind not in self._made:
             self._made[kind] = [
-                self._lanes(function, take, self._theta, give) for function, take, give in self._places[kind]
+                self._lanes(function, take, self._theta, give)
+                if own is None
+                else own(kind, take, self._theta, give)
+                for own, (function, take, give) in zip(self._own, self._places[kind], strict=True)
             ]
         return self._made[kind]
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mbrl.expressions import Expression
+from mbrl.planners.predicted import Surroundings, surroundings
 from mbrl.planners.separable import Element, element
 from mbrl.problem import Constraint
 from mbrl.tracing import trace
@@ -129,6 +130,7 @@ class Stage:
         gaps, equations: how many rows.
         constraints: their rows.
         state_only: the rows (of c) that no control enters.
+        surroundings: the same around the predictions of a model, if it predicts many places at once.
     """
 
     element: Element
@@ -137,6 +139,7 @@ class Stage:
     equations: int
     constraints: tuple[Rows, ...]
     state_only: npt.NDArray[np.bool_]
+    surroundings: Surroundings | None = None
 
 
 class _Variables:
@@ -194,7 +197,7 @@ def path_stage(
         y, y_next = expression.output(x), expression.output(reached)
         outputs.append((y, u, k, *given))
         costs.append(functions.stage(y, u, y_next, k, *given) if integral is None else integral)
-        if how.gauss_newton and functions.rate is not None:
+        if how.gauss_newton and integral is not None and functions.rate is not None:
             bends.append(h * _gauss_newton(functions.rate, (y, u), given, variables.v))
         elif how.gauss_newton:
             bends.append(_gauss_newton(functions.stage, (y, u, y_next), (k, *given), variables.v))
@@ -216,7 +219,57 @@ def path_stage(
     state_only = ~np.isin(np.arange(made.nc), entered)
     state_only[: heads.numel()] = False
     n = sum(gap.numel() for gap in gaps)
-    return Stage(made, variables.places, n, heads.numel() - n, rows, state_only)
+    outer = None
+    if how.transcription == "shooting" and all(e.batch is not None for e in expressions):
+        outer = _surroundings(made, expressions, functions, how, sizes, spread=spread)
+    return Stage(made, variables.places, n, heads.numel() - n, rows, state_only, outer)
+
+
+def _surroundings(
+    whole: Element,
+    expressions: tuple[Expression, ...],
+    functions: Functions,
+    how: Discretization,
+    sizes: dict[str, list[int]],
+    *,
+    spread: float | None,
+) -> Surroundings:
+    """The same step of models that predict many places at once, around their predictions."""
+    S, nx = len(expressions), expressions[0].nx
+    variables, q = _Variables(casadi.SX.sym, sizes), casadi.SX.sym("q", 2 + functions.params)
+    k, weight, given = q[0], q[1], _given(functions, q)
+    r = casadi.SX.sym("r", S * nx)
+    gaps, costs, outputs, arguments = [], [], [], []
+    for s, expression in enumerate(expressions):
+        x, u, x_next = (variables.pieces[name][s] for name in ("x", "u", "x_next"))
+        reached = r[s * nx : (s + 1) * nx]
+        gaps.append(x_next - reached)
+        y, y_next = expression.output(x), expression.output(reached)
+        outputs.append((y, u, k, *given))
+        costs.append(functions.stage(y, u, y_next, k, *given))
+        arguments.append((y, u, y_next))
+    heads = casadi.vertcat(*gaps)
+    c, penalty, _ = _constrain(functions.path, outputs, variables.pieces["slack"][0], spread, heads.numel())
+
+    def bend(by_v: Any) -> Any:
+        bends = [_gauss_newton(functions.stage, a, (k, *given), variables.v, (r, by_v)) for a in arguments]
+        return weight * sum(bends) / S
+
+    edges = np.cumsum([0, *(expression.ntheta for expression in expressions)]).tolist()
+    models = [expression.batch for expression in expressions if expression.batch is not None]
+    return surroundings(
+        whole,
+        variables.v,
+        q,
+        r,
+        casadi.vertcat(heads, c),
+        weight * (sum(costs) / S + penalty),
+        models=tuple(models),
+        x=tuple(variables.places["x"]),
+        u=tuple(variables.places["u"]),
+        theta=tuple(slice(a, b) for a, b in pairwise(edges)),
+        gauss_newton=bend if how.gauss_newton else None,
+    )
 
 
 def end_stage(expressions: tuple[Expression, ...], functions: Functions, *, spread: float | None) -> Stage:
@@ -333,8 +386,18 @@ def _slacks(
     return total
 
 
-def _gauss_newton(cost: casadi.Function, arguments: tuple[Any, ...], given: tuple[Any, ...], v: Any) -> Any:
-    """Jᵀ ℓ_aa J of ℓ(a(v)): its Hessian without the second derivatives of the arguments."""
+def _gauss_newton(
+    cost: casadi.Function,
+    arguments: tuple[Any, ...],
+    given: tuple[Any, ...],
+    v: Any,
+    through: tuple[Any, Any] | None = None,
+) -> Any:
+    """Jᵀ ℓ_aa J of ℓ(a(v)): its Hessian without the second derivatives of the arguments.
+
+    Args:
+        through: r and ∂r/∂v, if the arguments depend on r as well.
+    """
     symbols = [casadi.SX.sym(f"a{i}", a.numel()) for i, a in enumerate(arguments)]
     fixed = [casadi.SX.sym(f"p{i}", g.numel()) for i, g in enumerate(given)]
     whole = casadi.SX.sym("a", sum(a.numel() for a in arguments))
@@ -343,6 +406,8 @@ def _gauss_newton(cost: casadi.Function, arguments: tuple[Any, ...], given: tupl
     at = casadi.Function("curvature", [whole, *fixed], [bend])
     a = casadi.vertcat(*arguments)
     J = casadi.jacobian(a, v)
+    if through is not None:
+        J = J + casadi.jacobian(a, through[0]) @ through[1]
     return J.T @ at(a, *given) @ J
 
 

@@ -73,7 +73,7 @@ def linear(features: Features | None = None) -> LinearModel:
 @pytest.mark.parametrize("activation", ["silu", "relu", "tanh"])
 def test_every_activation_and_feature_is_proven(features: Features, activation: Any) -> None:
     errors = Exported(MeanDynamics(ensemble(features, activation=activation))).errors()
-    assert len(errors) == 6 and max(errors.values()) < 1e-12
+    assert len(errors) == 9 and max(errors.values()) < 1e-12
 
 
 @pytest.mark.parametrize("features", FEATURES.values(), ids=list(FEATURES))
