@@ -25,8 +25,6 @@ class Expression:
             any, change from step to step only.
         quadrature: (rate(y, u, p), size of p) -> a function (x, u, k, θ[, p]) -> ∫ rate dt over a step, by the
             model's own integration, or None where it has none.
-        curvature: (x, u, k, θ, λ) -> x_next, its Jacobian J (nx, nx+nu) by (x, u) and the Hessian H (nx+nu, nx+nu) of
-            λᵀ x_next, where these are known in closed form, faster together than what CasADi derives from `step`.
         batch: (x (n, nx), u (n, nu), θ, λ (n, nx), order=) -> x_next (n, nx), J (n, nx, nx+nu), H (n, nx+nu, nx+nu), of
             n places at once in numpy; J and H are None below that order.
     """
@@ -35,7 +33,6 @@ class Expression:
     output: casadi.Function
     ode: casadi.Function | None = None
     quadrature: Callable[[Callable[..., Tensor], int], casadi.Function] | None = None
-    curvature: casadi.Function | None = None
     batch: Callable[..., tuple[npt.NDArray[np.float64], Any, Any]] | None = None
 
     @property

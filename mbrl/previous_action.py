@@ -18,6 +18,8 @@ from mbrl.errors import ContractError
 from mbrl.expressions import Expression
 from mbrl.protocols import Dynamics
 
+Array = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class WithPreviousAction:
@@ -198,24 +200,31 @@ def _zeros(C: Tensor, axis: int, n: int) -> Tensor:
 def _expression(own: Expression) -> Expression:
     nx, nu = own.nx, own.nu
     sym: Any = casadi.SX.sym if own.scalar else casadi.MX.sym
-    state, u, k, theta, lam = (
-        sym("x", nx + nu),
-        sym("u", nu),
-        sym("k"),
-        sym("theta", own.ntheta),
-        sym("lambda", nx + nu),
-    )
+    state, u, k, theta = sym("x", nx + nu), sym("u", nu), sym("k"), sym("theta", own.ntheta)
     x, last = state[:nx], state[nx:]
     step = casadi.Function("step", [state, u, k, theta], [casadi.vertcat(own.step(x, u, k, theta), u)])
     output = casadi.Function("output", [state], [casadi.vertcat(own.output(x), last)])
-    ode, curvature = None, None
+    ode = None
     if own.ode is not None:
         ode = casadi.Function("ode", [state, u, theta], [own.ode(x, u, theta)])
-    if own.curvature is not None:
-        x_next, J, H = own.curvature(x, u, k, theta, lam[:nx])
-        here = [*range(nx), *range(nx + nu, nx + 2 * nu)]  # of (x, u) in (x, last, u)
-        E = casadi.DM.eye(nx + 2 * nu)[here, :]
-        wide = casadi.vertcat(J @ E, casadi.DM.eye(nx + 2 * nu)[nx + nu :, :])
-        results = [casadi.vertcat(x_next, u), casadi.densify(wide), casadi.densify(E.T @ H @ E)]
-        curvature = casadi.Function("curvature", [state, u, k, theta, lam], results)
-    return Expression(step, output, ode, curvature=curvature)
+    batch = None if own.batch is None else functools.partial(_batch, own)
+    return Expression(step, output, ode, batch=batch)
+
+
+def _batch(
+    own: Expression, x: Array, u: Array, theta: Array, multipliers: Array | None = None, *, order: int = 0
+) -> tuple[Array, Array | None, Array | None]:
+    """`Expression.batch` with the last action behind x."""
+    assert own.batch is not None
+    nx, nu = own.nx, own.nu
+    lam = None if multipliers is None else multipliers[:, :nx]
+    reached, J, H = own.batch(x[:, :nx], u, theta, lam, order=order)
+    here, wide, bent = [*range(nx), *range(nx + nu, nx + 2 * nu)], None, None
+    if J is not None:
+        wide = np.zeros((len(x), nx + nu, nx + 2 * nu))
+        wide[:, :nx, here] = J
+        wide[:, nx:, nx + nu :] = np.eye(nu)
+    if H is not None:
+        bent = np.zeros((len(x), nx + 2 * nu, nx + 2 * nu))
+        bent[:, np.array(here)[:, None], here] = H
+    return np.concatenate([reached, u], 1), wide, bent

@@ -145,7 +145,7 @@ def _columns(structure: _Structure) -> casadi.Function:
     for *hidden, (weight, bias) in parts.networks:
         h = z
         for w, b in hidden:
-            h = _ACTIVATIONS[structure.activation](h @ w + b)[0]
+            h = _ACTIVATIONS[structure.activation](h @ w + b)
         answer = (h @ weight + bias) * parts.target_scale + parts.target_mean
         nexts.append(_advance(features, x, answer.T))
     return casadi.Function(
@@ -169,7 +169,6 @@ def _expression(structure: _Structure) -> Expression:
     return Expression(
         step,
         casadi.Function("output", [x], [x]),
-        curvature=_curvature(structure),
         batch=_batched(structure),
     )
 
@@ -188,50 +187,6 @@ def _batched(structure: _Structure) -> BatchedNetworks:
         sizes=structure.sizes,
         members=structure.members,
         activate=_ARRAYS[structure.activation],
-    )
-
-
-def _curvature(structure: _Structure) -> casadi.Function:
-    """(x, u, k, θ, λ) -> x_next, its Jacobian J by s = (x, u), and the Hessian H of λᵀ x_next.
-
-    Column by column, what CasADi derives multiplies vectors by weights; here the tangents of all of s go through a
-    layer in one product, A = ∂a/∂s of its sums a = h W + b, and H is the sum over layers of A diag(g σ″(a)) Aᵀ, with g
-    the derivative of λᵀ x_next by the layer's answer σ(a).
-    """
-    features, nu = structure.features, structure.nu
-    (x, u, k), (theta, parts) = _symbols(structure), _parts(structure)
-    lam = casadi.MX.sym("lambda", features.ny)
-    n = features.ny + nu
-    see, move = _seeing(features, nu), _moving(features)
-    seen, by_s, _ = see(x, u, 0)
-    z, Z = (seen.T - parts.input_mean) / parts.input_scale, by_s.T / casadi.repmat(parts.input_scale, n, 1)
-    activate = _ACTIVATIONS[structure.activation]
-    x_next, J, H = casadi.MX(0), casadi.MX(0), casadi.MX(0)
-    for *hidden, (weight, bias) in parts.networks:
-        h, S, passed = z, Z, []  # S (n, width): the tangents of h
-        for w, b in hidden:
-            A = S @ w
-            h, slope, bend = activate(h @ w + b)
-            S = casadi.repmat(slope, n, 1) * A
-            passed.append((w, A, slope, bend))
-        answer = (h @ weight + bias) * parts.target_scale + parts.target_mean
-        R = ((S @ weight) * casadi.repmat(parts.target_scale, n, 1)).T
-        reached, by_both, bent, by_answer = move(x, answer.T, lam)
-        T = casadi.vertcat(casadi.MX.eye(n)[: features.ny, :], R)  # of (x, answer)
-        x_next, J, H = x_next + reached, J + by_both @ T, H + T.T @ bent @ T
-        g = (weight @ (by_answer * parts.target_scale.T)).T
-        for w, A, slope, bend in reversed(passed):
-            if bend is not None:
-                H += (casadi.repmat(g * bend, n, 1) * A) @ A.T
-            g = (w @ (g * slope).T).T
-        H += see(x, u, (g / parts.input_scale).T)[2]
-    results = [casadi.densify(part / structure.members) for part in (x_next, J, H)]
-    return casadi.Function(
-        "curvature",
-        [x, u, k, theta, lam],
-        results,
-        ["x", "u", "k", "theta", "lambda"],
-        ["x_next", "J", "H"],
     )
 
 
@@ -254,23 +209,12 @@ def _moving(features: Features) -> casadi.Function:
     return casadi.Function("moving", [both[:ny], both[ny:], lam], results)
 
 
-def _silu(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, casadi.MX]:
+def _silu(a: casadi.MX) -> casadi.MX:
     # σ(a) = ½ (1 + tanh a/2): the derivative of 1/(1 + e^−a) is NaN where e^−a overflows.
-    s = 0.5 + 0.5 * casadi.tanh(a / 2)
-    return a * s, s + a * s * (1 - s), s * (1 - s) * (2 + a * (1 - 2 * s))
+    return a * (0.5 + 0.5 * casadi.tanh(a / 2))
 
 
-def _relu(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, None]:
-    return casadi.fmax(a, 0), a > 0, None
-
-
-def _tanh(a: casadi.MX) -> tuple[casadi.MX, casadi.MX, casadi.MX]:
-    h = casadi.tanh(a)
-    return h, 1 - h * h, -2 * h * (1 - h * h)
-
-
-_ACTIVATIONS: dict[str, Any] = {"silu": _silu, "relu": _relu, "tanh": _tanh}
-"""The activation, and its first and second derivative, None where that is 0."""
+_ACTIVATIONS: dict[str, Any] = {"silu": _silu, "relu": lambda a: casadi.fmax(a, 0), "tanh": casadi.tanh}
 
 
 def _silu_of(a: Any) -> tuple[Any, Any, Any]:
@@ -288,7 +232,7 @@ def _tanh_of(a: Any) -> tuple[Any, Any, Any]:
 
 
 _ARRAYS: dict[str, Any] = {"silu": _silu_of, "relu": _relu_of, "tanh": _tanh_of}
-"""As `_ACTIVATIONS`, of numpy arrays."""
+"""Of numpy arrays: the activation, and its first and second derivative, None where that is 0."""
 
 
 def _inputs(features: Features, y: Any) -> Any:

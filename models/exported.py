@@ -141,7 +141,7 @@ class Exported(Euclidean):
         for i, what in enumerate(("value", "Jacobian", "Hessian-vector product")):
             said = torch.stack([parts[i] for parts in torchs]) * units[i]
             scale = max(float(said.abs().max()), least)
-            for how, j in (("derived by CasADi", i), ("in closed form", i + 3), ("in a batch", i + 6)):
+            for how, j in (("derived by CasADi", i), ("in closed form", i + 3)):
                 found = torch.stack([parts[j] for parts in casadis]) * units[i]
                 gap = (found - said).abs().nan_to_num(nan=torch.inf)
                 at, row, column = map(int, np.unravel_index(int(gap.argmax()), gap.shape))
@@ -209,15 +209,13 @@ def _reference(fun: Any, s: Tensor, lam: Tensor, v: Tensor) -> list[Tensor]:
 
 @functools.lru_cache(maxsize=64)
 def _derivatives(expression: Expression) -> casadi.Function:
-    """(x, u, θ, λ, v) -> value, Jacobian and Hessian-vector product of λᵀ x_next, by CasADi and then in closed form."""
+    """(x, u, θ, λ, v) -> value, Jacobian and Hessian-vector product of λᵀ x_next, by CasADi."""
     sym = casadi.MX.sym
     x, u, theta = sym("x", expression.nx), sym("u", expression.nu), sym("theta", expression.ntheta)
     lam, v, s = sym("lambda", expression.nx), sym("v", expression.nx + expression.nu), casadi.vertcat(x, u)
-    assert expression.curvature is not None
     value = expression.step(x, u, 0, theta)
     product = casadi.jtimes(casadi.gradient(casadi.dot(lam, value), s), s, v)
-    known, J, H = expression.curvature(x, u, 0, theta, lam)
-    results = [value, casadi.jacobian(value, s), product, known, J, H @ v]
+    results = [value, casadi.jacobian(value, s), product]
     return casadi.Function("derivatives", [x, u, theta, lam, v], [casadi.densify(part) for part in results])
 
 

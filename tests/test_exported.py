@@ -73,7 +73,7 @@ def linear(features: Features | None = None) -> LinearModel:
 @pytest.mark.parametrize("activation", ["silu", "relu", "tanh"])
 def test_every_activation_and_feature_is_proven(features: Features, activation: Any) -> None:
     errors = Exported(MeanDynamics(ensemble(features, activation=activation))).errors()
-    assert len(errors) == 9 and max(errors.values()) < 1e-12
+    assert len(errors) == 6 and max(errors.values()) < 1e-12
 
 
 @pytest.mark.parametrize("features", FEATURES.values(), ids=list(FEATURES))
@@ -189,14 +189,15 @@ def test_an_expression_that_is_off_is_refused(monkeypatch: pytest.MonkeyPatch, w
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_a_closed_form_that_is_off_is_refused(monkeypatch: pytest.MonkeyPatch, i: int) -> None:
     def tampered(model: Any) -> Expression:
-        good = casadi_expression(model).curvature
-        assert good is not None
-        given = [casadi.MX.sym(f"i{i}", good.numel_in(i)) for i in range(5)]
-        results = list(good.call(given))
-        results[i] *= 1 + 1e-8
-        return dataclasses.replace(
-            casadi_expression(model), curvature=casadi.Function("wrong", given, results)
-        )
+        good = casadi_expression(model)
+        assert good.batch is not None
+
+        def batch(*args: Any, order: int) -> Any:
+            results = list(good.batch(*args, order=order))  # type: ignore[misc]
+            results[i] = results[i] * (1 + 1e-8)
+            return results
+
+        return dataclasses.replace(good, batch=batch)
 
     monkeypatch.setattr(exported, "casadi_expression", tampered)
     what = ("value", "Jacobian", "Hessian-vector product")[i]

@@ -147,15 +147,17 @@ def test_learned_dynamics_as_an_expression() -> None:
     lam = torch.randn(5, generator=seeded(), dtype=torch.float64)
     found = dynamics.expression.step(x.numpy(), u.numpy(), 0, dynamics.theta)
     np.testing.assert_allclose(np.array(found)[:, 0], dynamics.step(x, u, 0).detach(), rtol=1e-10)
-    closed = dynamics.expression.curvature
-    assert closed is not None
-    sx, su, sk, st, sl = symbols(closed)
-    s, value = casadi.vertcat(sx, su), dynamics.expression.step(sx, su, sk, st)
-    bend, slope = casadi.hessian(casadi.dot(sl, value), s)[0], casadi.jacobian(value, s)
-    derived = casadi.Function("derived", [sx, su, sk, st, sl], [value, slope, bend])
-    point = x.numpy(), u.numpy(), 0, dynamics.theta, lam.numpy()
-    for a, b in zip(closed(*point), derived(*point), strict=True):
-        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-10, atol=1e-12)
+    batch, step = dynamics.expression.batch, dynamics.expression.step
+    assert batch is not None
+    sx, su, sk, st = (casadi.MX.sym(f"i{i}", step.numel_in(i)) for i in range(4))
+    s, value = casadi.vertcat(sx, su), step(sx, su, sk, st)
+    bend, slope = casadi.hessian(casadi.dot(lam.numpy(), value), s)[0], casadi.jacobian(value, s)
+    derived = casadi.Function("derived", [sx, su, sk, st], [value.T, slope, bend])
+    point = x.numpy(), u.numpy(), 0, dynamics.theta
+    given = (v.numpy()[None] for v in (x, u))
+    found = batch(*given, dynamics.theta, lam.numpy()[None], order=2)
+    for a, b in zip(found, derived(*point), strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), np.array(b), rtol=1e-10, atol=1e-12)
 
 
 @dataclass(frozen=True)
