@@ -23,6 +23,7 @@ from mbrl.experiments.benchmarks import (
     ilqr_mpc,
     ilqr_speed,
     jacobian_speed,
+    readme_nmpc,
     returns,
 )
 from mbrl.experiments.benchmarks.pets_speed import cells
@@ -605,6 +606,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "jacobian-speed": jacobian_speeds,
     "trap": trap,
     "exploration": explorers,
+    "learned-nmpc": readme_nmpc.learned_nmpc_section,
     "robots": robots,
     "robustness": robustness,
 }
