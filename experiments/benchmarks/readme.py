@@ -24,6 +24,7 @@ from mbrl.experiments.benchmarks import (
     ilqr_speed,
     jacobian_speed,
     nmpc_speed,
+    readme_nmpc,
     returns,
 )
 from mbrl.experiments.benchmarks.pets_speed import cells
@@ -644,6 +645,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "nmpc-speed": nmpc_speeds,
     "trap": trap,
     "exploration": explorers,
+    "learned-nmpc": readme_nmpc.learned_nmpc_section,
     "robots": robots,
     "robustness": robustness,
 }
