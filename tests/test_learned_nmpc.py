@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mbrl import Problem, evaluate
+from mbrl import Constraint, Problem, evaluate
 from mbrl.envs.systems import CartPole, Discretized
 from mbrl.experiments.benchmarks import learned_nmpc
 from mbrl.experiments.benchmarks.learned_nmpc import BOX, DT, Config, Track, judge, motion, plant
@@ -54,7 +55,7 @@ def test_a_hundred_retrained_networks_are_planned_on_by_one_solver(monkeypatch: 
             SwingUp(),
             BOX,
             4,
-            constraints=(learned_nmpc.Constraint(Track(0.7), soft=10.0),),
+            constraints=(Constraint(Track(0.7), soft=10.0),),
         )
         state = planner.init(problem, x, generator=seeded())
         plan, _ = planner.plan(problem, x, state, generator=seeded())
@@ -122,7 +123,7 @@ def test_arms_share_everything_but_the_planner(tmp_path: Path, monkeypatch: pyte
     out = dataclasses.replace(SMALL, out=tmp_path / "r.json", picture=tmp_path / "r.png", seeds=1)
     learned_nmpc.main(dataclasses.replace(out, arms=("mean",)))
     learned_nmpc.main(dataclasses.replace(out, arms=("mean", "scenarios", "spread", "swing-up")))
-    runs = learned_nmpc.json.loads(out.out.read_text())["runs"]
+    runs = json.loads(out.out.read_text())["runs"]
     assert [run["arm"] for run in runs] == ["mean", "scenarios", "spread", "swing-up"]
     assert len({tuple(run["path"][0]) for run in runs[:3]}) == 1
     assert out.picture.stat().st_size > 0
