@@ -171,7 +171,8 @@ _HUGE = 1e20
 """What stands for a value that is not finite: where it was tried, a step must look too long. For a derivative 0 does.
 Of NaN, fatrop's loops for step lengths and regularisation never end."""
 _WARM = 1e-6
-"""The barrier parameter that interior-point methods begin with next to an optimum."""
+"""The barrier parameter that interior-point methods begin with next to an optimum; of 0.1 … 1e-6 the fastest in the closed
+loops of `nmpc_speed`. Where it does not lead to an optimum, a solve with the default one follows."""
 _PLUGINS = {"fatrop": "fatrop", "ipopt": "ipopt", "sqp": "sqpmethod"}
 
 

@@ -131,8 +131,8 @@ REACTOR: dict[str, NMPC] = {
     "ours, generated code": NMPC(tolerance=1e-8, generate_code=True),
     "ours, collocation": NMPC(transcription="radau", degree=2, tolerance=1e-8),
 }
-# In do-mpc ipopt divides the cost of the scenarios by 9, for its gradient by the first slack is 900 and may be 100: at our
-# 9e-8 it stops where do-mpc does. At 1e-12 do-mpc's own closed loop is 3.5e-3 apart from the one as shipped, and ours with it.
+# In do-mpc ipopt divides the cost of the scenarios by 9, for its gradient by the first slack is 900 and may be 100: 9e-8 is
+# its tolerance in our units. It stops early in a flat cost: at 1e-12 its own closed loop differs from the one as shipped.
 ROBUST: dict[str, NMPC] = {
     "ours": ScenarioNMPC(shared=1, tolerance=1e-8),
     "ours, collocation": ScenarioNMPC(
