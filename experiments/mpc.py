@@ -197,6 +197,7 @@ def check(config: Config[Any]) -> None:
     if not isinstance(planner, NMPC):
         return
     name, many = type(planner).__name__, isinstance(planner, ScenarioNMPC)
+    dataclasses.replace(planner, budget_ms=config.budget_ms)  # not every solver can be stopped
     if config.model is None and many:
         raise ContractError(
             f"{name} plans for all members of a learned ensemble, but none is given: --model FOLDER."

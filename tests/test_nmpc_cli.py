@@ -175,6 +175,7 @@ def test_the_problem_on_a_learned_model(planner: str, folder: Path) -> None:
         (["--planner", "scenario-nmpc", "--model", "x", "--propagation", "mean"], "plans on each member of a learned ensemble, by the world's reward. Leave --propagation out."),
         (["--planner", "nmpc", "--model", "x", "--learned-task"], "Leave --learned-task out."),
         (["--planner", "nmpc", "--env", "cart-pole", "--planner.final-time", "1", "2", "--planner.solver", "ipopt", "--planner.transcription", "radau"], "Leave --planner.final-time out"),
+        (["--planner", "nmpc", "--env", "cart-pole", "--budget-ms", "5"], "cannot stop the solver fatrop"),
         (["--planner", "nmpc", "--env", "cart-pole", "--planner.final-time", "1", "2", "--planner.solver", "ipopt"], "a free final_time needs steps of any length"),
     ],
 )  # fmt: skip
