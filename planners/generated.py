@@ -12,7 +12,8 @@ from pathlib import Path
 
 import casadi
 
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-shared")
+# Not -ffast-math: a library that is linked with it flushes small numbers to 0 in all of the process.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 
 
 def compiler() -> str | None:
