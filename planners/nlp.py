@@ -123,11 +123,6 @@ class OptimalControl:
             if constraint.kind == "le":
                 self._lowest[rows] = -np.inf
 
-    @property
-    def separable(self) -> bool:
-        """Whether stages meet only where the next state is what a step leads to: what fatrop needs."""
-        return not len(self.time) and not self.ahead.size
-
     def bounds(self, low: Array, high: Array, final_time: tuple[float, float] | None) -> Bounds:
         """Bounds of z and of g, each lower and upper; low, high: (nu,), of the controls."""
         lower, upper = self._least.copy(), self._most.copy()
@@ -150,7 +145,7 @@ class OptimalControl:
         return result
 
     def structure(self) -> dict[str, Any]:
-        """What fatrop has to know, when `separable`."""
+        """What fatrop has to know; it needs stages that meet in their states only."""
         H, n = self.horizon, self.states.shape[1]
         ng = [(row >= 0).sum() - (n if k < H else 0) for k, row in enumerate(self.rows)]
         return {

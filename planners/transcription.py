@@ -113,10 +113,9 @@ class Discretization:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a stage's c a constraint has, and which variable relaxes each; branch: whose, or None for all."""
+    """Which rows of a stage's c a constraint has, one entry per branch or for all branches."""
 
     constraint: Constraint
-    branch: int | None
     rows: npt.NDArray[np.int64]
 
 
@@ -356,7 +355,7 @@ def _constrain(
             variance = sum((g - mean) ** 2 for g in values) / len(values)
             # The root of 0 has no derivative. 1e-12: a spread of 1e-6 counts as none.
             values = [mean + spread * casadi.sqrt(variance + 1e-12)]
-        for branch, g in enumerate(values):
+        for g in values:
             if constraint.soft is not None:
                 relief = [next(free) for _ in range(g.numel())]
                 penalty = penalty + constraint.soft * sum(relief) / len(values)
@@ -366,8 +365,7 @@ def _constrain(
                     penalty = penalty + constraint.soft * sum(other) / len(values)
                     g = g + casadi.vertcat(*other)
             parts.append(g)
-            whose = branch if len(values) > 1 else None
-            rows.append(Rows(constraint, whose, np.arange(start, start + g.numel())))
+            rows.append(Rows(constraint, np.arange(start, start + g.numel())))
             start += g.numel()
     return casadi.vertcat(*parts), penalty, tuple(rows)
 
