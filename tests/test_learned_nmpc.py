@@ -14,7 +14,7 @@ import torch
 from mbrl import Constraint, Problem, evaluate
 from mbrl.envs.systems import CartPole, Discretized
 from mbrl.experiments.benchmarks import learned_nmpc
-from mbrl.experiments.benchmarks.learned_nmpc import BOX, DT, Config, Track, judge, motion, plant
+from mbrl.experiments.benchmarks.learned_nmpc import BOX, DT, Config, Pushed, Track, judge, motion, plant
 from mbrl.experiments.benchmarks.nmpc_speed import SwingUp
 from mbrl.models import Exported, MeanDynamics, scenarios
 from mbrl.planners import NMPC, ScenarioNMPC
@@ -24,8 +24,8 @@ from tests.problems import seeded
 SMALL = Config(
     steps=2,
     horizon=3,
-    recovery_steps=2,
-    recovery_horizon=3,
+    drive_steps=2,
+    drive_horizon=3,
     hidden=(4,),
     episodes=3,
     log=2,
@@ -44,7 +44,7 @@ def test_a_hundred_retrained_networks_are_planned_on_by_one_solver(monkeypatch: 
         plain(self, *args, **options)
 
     monkeypatch.setattr(Solver, "__init__", counted)
-    data = motion(Discretized(CartPole(), DT), 3, 10, seeded())
+    data = motion(Pushed(Discretized(CartPole(), DT)), 3, 10, seeded())
     config = dataclasses.replace(SMALL, hidden=(5,))
     x, planner = torch.tensor([[0.0, 2.5, 0.0, 0.0]], dtype=torch.float64), NMPC(iterations=15)
     actions, solvers = set(), set()
@@ -75,7 +75,7 @@ def test_scenarios_of_retrained_networks_share_one_solver(monkeypatch: pytest.Mo
         plain(self, *args, **options)
 
     monkeypatch.setattr(Solver, "__init__", counted)
-    data = motion(Discretized(CartPole(), DT), 3, 10, seeded())
+    data = motion(Pushed(Discretized(CartPole(), DT)), 3, 10, seeded())
     x, planner = torch.tensor([[0.0, 2.5, 0.0, 0.0]], dtype=torch.float64), ScenarioNMPC(iterations=15)
     costs = set()
     for seed in range(5):
@@ -102,16 +102,19 @@ def test_judgement_of_a_run() -> None:
         assert found["violated"] is violated and found["beyond"] == pytest.approx(abs(far) - 0.5)
 
 
-def test_plants_are_off_by_no_more_than_said() -> None:
-    p = CartPole().p.double()
-    drawn = torch.stack([plant(0.2, seeded(seed)).p for seed in range(200)])  # type: ignore[misc]
-    ratio = drawn / p
+def test_plants_are_off_and_pushed_by_no_more_than_said() -> None:
+    drawn = [plant(0.2, 3.0, seeded(seed)) for seed in range(200)]
+    ratio = torch.stack([one.still.p for one in drawn]) / CartPole().p.double()  # type: ignore[misc]
     assert ratio.max() <= 1.2 and ratio.min() >= 1 / 1.2 and (ratio[:, 3] == 1).all()
     assert (ratio[:, :3].amax(0) > 1.15).all() and (ratio[:, :3].amin(0) < 1 / 1.15).all()
+    pushes = [one.force for one in drawn]
+    assert -3 <= min(pushes) < -2.8 and 2.8 < max(pushes) <= 3
+    x, u = torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    torch.testing.assert_close(drawn[0].step(x, u, 0), drawn[0].still.step(x, u + pushes[0], 0))
 
 
 def test_data_are_the_motion_of_the_plant() -> None:
-    true = plant(0.2, seeded(3))
+    true = plant(0.2, 3.0, seeded(3))
     y, u, y_next = motion(true, 4, 6, seeded())
     assert y.shape == y_next.shape == (24, 4) and u.shape == (24, 1) and BOX.contains(u).all()
     torch.testing.assert_close(true.step(y, u, 0), y_next)

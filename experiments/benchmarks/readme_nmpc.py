@@ -15,7 +15,7 @@ def learned_nmpc_section() -> str:
         limited = arm != "swing-up"
         lines.append(
             (
-                "swing-up, no limit" if not limited else f"recovery on another plant, {arm}",
+                "swing-up, no limit" if not limited else f"drive on another plant, {arm}",
                 f"{row['up']} of {row['seeds']}",
                 f"{row['violated']} of {row['seeds']}" if limited else "",
                 f"{100 * row['beyond']:.1f} cm" if limited else "",
