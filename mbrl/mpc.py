@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -27,36 +28,67 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MPCReport:
-    """What happened in one control step.
+    """What happened in one control step. Errors and the predicted cost are computed when they are asked for.
 
     Attributes:
+        problem: what was solved.
         plan_ms: time spent in the planner; 0 where no plan was begun.
-        state_error: (M,) max |predicted − realised| of the state x that was just reached, or None at first;
-            NaN where nothing was predicted, as in the first step of a later episode. Exactly 0 where the model is the
-            plant; else it is ruled by solver internals, such as MuJoCo's warm start, that a state may hold. What a
-            `Padded` estimator only adds is left out.
-        output_error: (M,) the same of the output y, what the task reads.
-        predicted_cost: (M,) stage cost that the plan expects of its action, or None.
         fallback: (M,) bool, true where the plan that was begun is unusable and the old one goes on.
         plan: the plan that is being followed.
         x: (M, nx), the estimated state.
+        expected: (M, nx), the state that had been predicted for now, or None where nothing had; NaN in the first step of
+            a later episode.
+        arrived: x, but with what a `Padded` estimator only adds as it was expected.
         k: the step of the plan that was taken.
         followed: (M,) where the action comes from, an index into `FOLLOWED`: "gains", "plan" or "safe".
         begun: the plan that was begun, or None.
         delay: control steps until it is followed, or None.
     """
 
+    problem: Problem[Any, Any, Any]
     plan_ms: float
-    state_error: Tensor | None
-    output_error: Tensor | None
-    predicted_cost: Tensor | None
     fallback: Tensor
     plan: Plan
     x: Tensor
+    expected: Tensor | None
+    arrived: Tensor
     k: int
     followed: Tensor
     begun: Plan | None
     delay: int | None
+
+    @cached_property
+    def state_error(self) -> Tensor | None:
+        """(M,) max |predicted − realised| of the state that was just reached; None at first, NaN where nothing was predicted.
+
+        Exactly 0 where the model is the plant; else it is ruled by solver internals that a state may hold, such as
+        MuJoCo's warm start.
+        """
+        return None if self.expected is None else (self.expected - self.arrived).abs().amax(-1)
+
+    @cached_property
+    def output_error(self) -> Tensor | None:
+        """(M,) the same of the output y, what the task reads."""
+        if self.expected is None:
+            return None
+        output = self.problem.dynamics.output
+        error: Tensor = (output(self.expected) - output(self.arrived)).abs().amax(-1)
+        return error
+
+    @cached_property
+    def predicted_cost(self) -> Tensor | None:
+        """(M,) stage cost that the plan expects of its action, or None; NaN where the plan has run out."""
+        plan, k, p = self.plan, self.k, self.problem.params
+        if plan.states is None:
+            return None
+        if k >= plan.actions.shape[1]:
+            return torch.full_like(plan.cost, torch.nan)
+        output = self.problem.dynamics.output
+        p_k = None if p is None else (p[k] if p.ndim == 2 else p[:, k])
+        cost: Tensor = self.problem.cost.stage(
+            output(plan.states[:, k]), plan.actions[:, k], output(plan.states[:, k + 1]), k, p_k
+        )
+        return cost if plan.length is None else torch.where(k < plan.length, cost, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -229,7 +261,7 @@ class MPC:
                 f"MPC plans for M = {len(self._plan.actions)} problems, but got {len(x)} states. "
                 "Call reset() before their number changes."
             )
-        state_error, output_error = self._errors(x)
+        expected, arrived = self._expected(x)
         self._arrive()
         plan_ms, fallback = 0.0, torch.zeros(len(x), dtype=torch.bool)
         begun, delay = None, None
@@ -254,35 +286,30 @@ class MPC:
             self.followed[name] += rows
         self._now += 1
         self._last_action = action
-        predicted = self._predicted_cost(plan, k)
         self.report = MPCReport(
-            plan_ms, state_error, output_error, predicted, fallback, plan, x, k, followed, begun, delay
+            problem=self.problem,
+            plan_ms=plan_ms,
+            fallback=fallback,
+            plan=plan,
+            x=x,
+            expected=expected,
+            arrived=arrived,
+            k=k,
+            followed=followed,
+            begun=begun,
+            delay=delay,
         )
         return action
 
-    def _errors(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """How far x (M, nx) is from where the plan expected to be now, as states and as outputs, (M,)."""
+    def _expected(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Where the plan expected to be now, (M, nx), and x (M, nx), completed by it: what is not measured cannot be
+        compared."""
         if self._plan is None or self._plan.states is None:
-            return None, None
+            return None, x
         k, states = self._now - self._begins, self._plan.states
         expected = states[:, k] if k < states.shape[1] else torch.full_like(x, torch.nan)
-        # What is not measured cannot be compared.
-        found = self.estimator.completed(x, expected) if isinstance(self.estimator, Padded) else x
-        output = self.problem.dynamics.output
-        return (expected - found).abs().amax(-1), (output(expected) - output(found)).abs().amax(-1)
-
-    def _predicted_cost(self, plan: Plan, k: int) -> Tensor | None:
-        """The stage cost (M,) that the plan expects of its step k; NaN where it has run out."""
-        if plan.states is None:
-            return None
-        if k >= plan.actions.shape[1]:
-            return torch.full_like(plan.cost, torch.nan)
-        output, p = self.problem.dynamics.output, self.problem.params
-        p_k = None if p is None else (p[k] if p.ndim == 2 else p[:, k])
-        cost: Tensor = self.problem.cost.stage(
-            output(plan.states[:, k]), plan.actions[:, k], output(plan.states[:, k + 1]), k, p_k
-        )
-        return cost if plan.length is None else torch.where(k < plan.length, cost, torch.nan)
+        estimator = self.estimator
+        return expected, estimator.completed(x, expected) if isinstance(estimator, Padded) else x
 
     def _arrive(self) -> None:
         """Follow the plan that is being computed, if its time has come."""

@@ -36,7 +36,8 @@ class OptimalControl:
         own: (H, S, n), what the transcription adds.
         ahead: (S, n), controls at the end, of a transcription that has some.
         rest: (H+1, n), all variables of a stage but its states, -1 where there are fewer.
-        everything: (H+1, n), states and rest.
+        stages: (H+1, n), where states and rest of a stage, the multipliers of their bounds and those of its constraints are
+            in (z, multipliers of its bounds, multipliers of g), -1 where there are fewer.
         slacks: (n,), all slack variables.
         time: (0,) or (1,), T.
         rows: (H+1, m), where the constraints of a stage are in g, -1 where there are fewer.
@@ -103,7 +104,8 @@ class OptimalControl:
         self.path_rows, self.end_rows = path_rows, end_rows
         stages = [column[column >= 0] for column in path_rows.T]
         self.rows = _padded([np.concatenate([stages[0], first]), *stages[1:], end_rows])
-        self.everything = np.concatenate([self.states, self.rest], -1)
+        primal = np.concatenate([self.states, self.rest], -1)
+        self.stages = np.concatenate([primal, _behind(primal, z.total), _behind(self.rows, 2 * z.total)], -1)
         outer = path.surroundings
         self.program = Separable(
             [
@@ -154,6 +156,10 @@ class OptimalControl:
             "nu": [int((row >= 0).sum()) for row in self.rest],
             "ng": [int(m) for m in ng],
         }
+
+
+def _behind(places: Indices, n: int) -> Indices:
+    return np.where(places < 0, -1, places + n)
 
 
 class _Counter:

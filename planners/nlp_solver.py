@@ -124,7 +124,8 @@ class Solver:
         self._program.give(p)
         if self._clock is not None:
             self._clock.start(budget_ms)
-        f, g = self._program.values(z)
+        warm = bool(bound_multipliers.any() or multipliers.any())
+        f, g = (np.zeros(1), np.zeros(0)) if warm else self._program.values(z)
         if not (np.isfinite(f).all() and np.isfinite(g).all()):
             words, unknown = (
                 f"{self._name}: the guess leads out of the finite numbers",
@@ -132,7 +133,6 @@ class Solver:
             )
             return Solution(z, bound_multipliers, multipliers, float(f[0]), unknown, 0, words, False, False)
         given = (z, p, *bounds, bound_multipliers, multipliers)
-        warm = bool(bound_multipliers.any() or multipliers.any())
         found = self._run(self._runs[-1 if warm else 0], given)
         if warm and not found.converged and not found.late and len(self._runs) > 1:
             again = self._run(self._runs[0], given)  # the last optimum was no help

@@ -18,7 +18,6 @@ from mbrl.planners.buffered import Array
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solution, SolverName
 from mbrl.planners.nmpc_program import NMPCProgram, Roll, Settings, nmpc_program
-from mbrl.planners.separable import Indices
 from mbrl.planners.transcription import Transcription
 from mbrl.problem import Box, Plan, Problem
 from mbrl.protocols import Stochastic
@@ -38,15 +37,35 @@ class NMPCState:
 
     Attributes:
         states: (M, H+1, S·nx).
-        rest: (M, H+1, n), controls and what else a stage has.
-        bound_multipliers: (M, H+1, S·nx + n), of the bounds of states and rest.
-        multipliers: (M, H+1, m), of the constraints.
+        rest: (M, H+1, n), what else a stage has: controls and other variables, then the multipliers of the bounds of all
+            its variables, and of its constraints.
     """
 
     states: Tensor
     rest: Tensor
-    bound_multipliers: Tensor
-    multipliers: Tensor
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What came of one problem.
+
+    Attributes:
+        status, why: an index into `STATUS`, and the reason where it is not 0.
+        actions: (H, nu). states: (H+1, nx).
+        cost: (S,), of each branch; inf where the plan is not to be followed.
+        carried: z, the multipliers of its bounds and of g, and a 0: to start from next time.
+    """
+
+    status: int
+    why: str
+    actions: Array
+    states: Array
+    cost: Array
+    carried: Array
+    objective: float = math.nan
+    violation: float = math.nan
+    gap: float = math.nan
+    iterations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,87 +199,85 @@ class NMPC:
             z[:, control.own] = np.concatenate([here + t * (there - here) for t in points], -1)
         if self.final_time is not None:
             z[:, control.time] = np.clip(H * problem.dynamics.dt, *self.final_time)
-        return _pack(control, z, np.zeros_like(z), np.zeros((M, control.program.ng)))
+        return _pack(
+            control, np.concatenate([z, np.zeros((M, control.program.nz + control.program.ng + 1))], 1)
+        )
 
     def shift(self, state: NMPCState, actions_taken: Tensor, x_now: Tensor) -> NMPCState:
         H = state.states.shape[1] - 1
         n = min(actions_taken.shape[-2], H)
-
-        def later(stages: Tensor) -> Tensor:
-            """From stage n on; the last step is repeated, and the end stays."""
-            steps = stages[:, :-1]
-            return torch.cat([steps[:, n:], steps[:, -1:].expand(-1, n, -1), stages[:, -1:]], 1)
-
-        states = torch.cat([state.states[:, n:], state.states[:, -1:].expand(-1, n, -1)], 1)
-        return NMPCState(states, later(state.rest), later(state.bound_multipliers), later(state.multipliers))
+        last, end = state.states[:, -1:].expand(-1, n, -1), state.rest[:, -1:]
+        again = state.rest[:, -2:-1].expand(-1, n, -1)  # the last step is repeated, and the end stays
+        return NMPCState(
+            torch.cat([state.states[:, n:], last], 1), torch.cat([state.rest[:, n:-1], again, end], 1)
+        )
 
     def plan(
         self, problem: Problem[Any, Any, Box], x0: Tensor, state: NMPCState, *, generator: Generator
     ) -> tuple[Plan, NMPCState]:
-        built, M, H = self._program(problem), len(x0), problem.horizon
-        control, x = built.control, _array(x0)
-        low, high = _array(problem.actions.low), _array(problem.actions.high)
-        bounds = control.bounds(low, high, self.final_time)
+        built, x = self._program(problem), _array(x0)
+        control, box = built.control, (_array(problem.actions.low), _array(problem.actions.high))
         start = _unpack(control, state)
-        start[0][:, control.states[0]] = np.tile(x, control.branches)
-        q, theta = _steps(problem, M), self._theta(problem)
-        ends = [values.copy() for values in start]
-        actions, states = np.empty((M, H, len(low))), np.empty((M, H + 1, x.shape[1]))
-        cost = np.full((M, control.branches), np.inf)
-        info: dict[str, Any] = {name: np.full(M, np.nan) for name in ("objective", "violation", "gap")}
-        info |= {name: np.zeros(M, dtype=np.int64) for name in ("status", "iterations")}
-        told = []
-        for row in range(M):
-            known = np.isfinite(x[row]).all()
-            u, status, why = built.actions(start[0][row]), 3, "the initial state is not finite"
-            if known:
-                p = np.concatenate(
-                    [start[0][row, control.states[0]], q[row, :-1].T.ravel(), q[row, -1], theta]
-                )
-                z, lam_z, lam_g = (values[row] for values in start)
-                found = built.solver(z, lam_z, lam_g, p, bounds, budget_ms=self.budget_ms)
-                info["iterations"][row] = found.iterations
-                status, why = 3, f"the solver left the finite numbers ({found.message})"
-                if found.finite:
-                    tried = np.clip(built.actions(found.z), low, high)
-                    if self.final_time is None:
-                        led = built.roll(x[row], tried, q[row], theta)
-                    else:
-                        led = built.nodes(found.z, found.f, found.g)
-                    status, why = self._judge(found, led)
-                    info["objective"][row], info["gap"][row] = found.f, found.gap(bounds)
-                    info["violation"][row] = led.violation
-                if status < 2:
-                    u, cost[row] = tried, led.cost
-                    ends[0][row], ends[1][row], ends[2][row] = (
-                        found.z,
-                        found.bound_multipliers,
-                        found.multipliers,
-                    )
-                else:  # start again from the guess, but not with its multipliers
-                    ends[1][row], ends[2][row] = 0.0, 0.0
-            if status >= 2:
-                led = built.roll(x[row], u, q[row], theta)
-            actions[row], states[row] = u.mean(0), led.states[0]
-            info["status"][row] = status
-            told += [f"problem {row}: {why}" if M > 1 else why] if why else []
-        info = {name: torch.from_numpy(values) for name, values in info.items()}
+        start[:, control.states[0]] = np.tile(x, control.branches)
+        q, theta = _steps(problem, len(x)), self._theta(problem)
+        found = [self._solve(built, *row, theta, box) for row in zip(x, q, start, strict=True)]
+        carried = np.array([one.carried for one in found])
+        names = ("objective", "violation", "gap", "status", "iterations")
+        info: dict[str, Any] = {
+            n: torch.from_numpy(np.array([getattr(one, n) for one in found])) for n in names
+        }
+        told = [
+            f"problem {m}: {one.why}" if len(x) > 1 else one.why for m, one in enumerate(found) if one.why
+        ]
         info["explanation"] = "; ".join(told)
         if self.final_time is not None:
-            info["final_time"] = torch.from_numpy(ends[0][:, control.time[0]])
-        total = cost[:, 0]
-        if control.branches > 1:
-            total = problem.risk(torch.from_numpy(cost.T)[..., None])[:, 0].numpy()
-        held = torch.from_numpy(actions).to(x0)
+            info["final_time"] = torch.from_numpy(carried[:, control.time[0]])
+        cost = torch.from_numpy(np.array([one.cost for one in found]))
+        total = cost[:, 0] if control.branches == 1 else problem.risk(cost.T[..., None])[:, 0]
+        held = torch.from_numpy(np.array([one.actions for one in found])).to(x0)
+        led = torch.from_numpy(np.array([one.states[1:] for one in found])).to(x0)
         plan = Plan(
             actions=torch.maximum(
                 torch.minimum(held, problem.actions.high.to(x0)), problem.actions.low.to(x0)
             ),
-            cost=torch.from_numpy(np.where(np.isnan(total), np.inf, total)).to(x0),
-            states=torch.cat([x0[:, None], torch.from_numpy(states[:, 1:]).to(x0)], 1),
+            cost=torch.where(total.isnan(), math.inf, total).to(x0),
+            states=torch.cat([x0[:, None], led], 1),
             info=info,
         )
-        return plan, _pack(control, *ends)
+        return plan, _pack(control, carried)
+
+    def _solve(
+        self, built: NMPCProgram, x: Array, q: Array, start: Array, theta: Array, box: tuple[Array, Array]
+    ) -> _Found:
+        """One problem: x (nx,), q (H+1, 2 + np) of `_steps`, start as `_Found.carried`."""
+        control = built.control
+        ends = control.program.nz, 2 * control.program.nz
+        z, bound_multipliers, multipliers = start[: ends[0]], start[ends[0] : ends[1]], start[ends[1] : -1]
+        status, why, u, carried = 3, "the initial state is not finite", built.actions(z), start
+        solved: dict[str, Any] = {}
+        if np.isfinite(x).all():
+            p = np.concatenate([z[control.states[0]], q[:-1].T.ravel(), q[-1], theta])
+            bounds = control.bounds(*box, self.final_time)
+            found = built.solver(z, bound_multipliers, multipliers, p, bounds, budget_ms=self.budget_ms)
+            solved["iterations"] = found.iterations
+            why = f"the solver left the finite numbers ({found.message})"
+            if found.finite:
+                tried = np.clip(built.actions(found.z), *box)
+                if self.final_time is None:
+                    led = built.roll(x, tried, q, theta)
+                else:
+                    led = built.nodes(found.z, found.f, found.g)
+                solved |= {"objective": found.f, "violation": led.violation, "gap": found.gap(bounds)}
+                status, why = self._judge(found, led)
+            if status < 2:
+                carried = np.concatenate([found.z, found.bound_multipliers, found.multipliers, [0.0]])
+                return _Found(status, why, tried.mean(0), led.states[0], led.cost, carried, **solved)
+            carried = np.pad(
+                z, (0, len(start) - len(z))
+            )  # again from the guess, but not with its multipliers
+        states = built.roll(x, u, q, theta).states[0]
+        nothing = np.full(control.branches, np.inf)
+        return _Found(status, why, u.mean(0), states, nothing, carried, **solved)
 
     def _judge(self, found: Solution, led: Roll) -> tuple[int, str]:
         """An index into `STATUS`, and why it is not 0."""
@@ -352,33 +369,15 @@ def _numbered(horizon: int, discount: float) -> Array:
     return numbered
 
 
-def _pack(control: OptimalControl, z: Array, bound_multipliers: Array, multipliers: Array) -> NMPCState:
-    """By stages; the place -1 is a column of zeros."""
-
-    def take(values: Array, places: Indices) -> Tensor:
-        return torch.from_numpy(np.concatenate([values, np.zeros((len(values), 1))], 1)[:, places])
-
-    n = control.states.shape[1]
-    variables = take(z, control.everything)
-    return NMPCState(
-        variables[..., :n],
-        variables[..., n:],
-        take(bound_multipliers, control.everything),
-        take(multipliers, control.rows),
-    )
+def _pack(control: OptimalControl, carried: Array) -> NMPCState:
+    """By stages; carried: (M, …) of `_Found`."""
+    stages, n = torch.from_numpy(carried[:, control.stages]), control.states.shape[1]
+    return NMPCState(stages[..., :n], stages[..., n:])
 
 
-def _unpack(control: OptimalControl, state: NMPCState) -> list[Array]:
-    """z and the multipliers of bounds and of constraints, (M, …) each; what is at the place -1 is dropped."""
-
-    def give(values: Tensor, places: Indices, n: int) -> Array:
-        flat = np.zeros((len(values), n + 1))
-        flat[:, places] = values.numpy()
-        return flat[:, :n]
-
-    nz, ng = control.program.nz, control.program.ng
-    return [
-        give(torch.cat([state.states, state.rest], -1), control.everything, nz),
-        give(state.bound_multipliers, control.everything, nz),
-        give(state.multipliers, control.rows, ng),
-    ]
+def _unpack(control: OptimalControl, state: NMPCState) -> Array:
+    """What was packed."""
+    carried = np.zeros((len(state.states), 2 * control.program.nz + control.program.ng + 1))
+    carried[:, control.stages] = torch.cat([state.states, state.rest], -1).numpy()
+    carried[:, -1] = 0.0  # what has no place
+    return carried

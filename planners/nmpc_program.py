@@ -12,6 +12,7 @@ import numpy as np
 from mbrl.errors import ContractError
 from mbrl.expressions import Expression
 from mbrl.planners.buffered import Array, Buffered
+from mbrl.planners.generated import generated
 from mbrl.planners.nlp import OptimalControl
 from mbrl.planners.nlp_solver import QP, Solver, SolverName
 from mbrl.planners.separable import Called, Interpreted
@@ -122,7 +123,7 @@ class NMPCProgram:
         )
         self._functions, self._sizes = functions, [e.ntheta for e in expressions]
         # Expressions of one structure are rolled out by one function.
-        rolls = {e: _rollout(e, functions, horizon) for e in expressions}
+        rolls = {e: _rollout(e, functions, horizon, code=settings.generate_code) for e in expressions}
         self._rolls = [rolls[e] for e in expressions]
 
     def actions(self, z: Array) -> Array:
@@ -183,7 +184,7 @@ class NMPCProgram:
         return found
 
 
-def _rollout(expression: Expression, functions: Functions, horizon: int) -> Buffered:
+def _rollout(expression: Expression, functions: Functions, horizon: int, *, code: bool) -> Buffered:
     """(x0, u (H, nu), q (H+1, 2 + np), θ) -> cost (1,), states (H, nx), path constraints (H, n), terminal ones (m,).
 
     Of path constraints that no control enters, step 0 counts as held: nothing can change them there.
@@ -222,6 +223,8 @@ def _rollout(expression: Expression, functions: Functions, horizon: int) -> Buff
     cost, last = end(at, Q[:, horizon])
     results = [total + cost, casadi.horzcat(*states), casadi.horzcat(*paths), last]
     whole = casadi.Function("rollout", [x0, U, Q, weights], [casadi.densify(r) for r in results])
+    if code:
+        (whole,) = generated([whole])
     return Buffered(whole, [(1,), (horizon, expression.nx), (horizon, path.numel()), (terminal.numel(),)])
 
 
