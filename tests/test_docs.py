@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from mbrl.envs import mjcf_world
-from mbrl.experiments.benchmarks import fidelity, manipulation_and_balance, readme
+from mbrl.experiments.benchmarks import (
+    fidelity,
+    manipulation_and_balance,
+    readme,
+    readme_simulators,
+    readme_tables,
+)
 from mbrl.experiments.benchmarks.record import RESULTS
 from tests.test_mujoco import CART, Upright
 
@@ -81,8 +87,8 @@ def test_nan_is_no_exact_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
         "float32": errors,
         "float64": errors,
     }
-    monkeypatch.setattr(readme, "load", lambda _: [{"worlds": {"cart": case}}])
-    text = readme.fidelity()
+    monkeypatch.setattr(readme_simulators, "load", lambda _: [{"worlds": {"cart": case}}])
+    text = readme_simulators.fidelity()
     assert "exactly 0 in 0 of 1 worlds" in text and "observation | within nan" in text
 
 
@@ -101,7 +107,7 @@ def test_readme_is_filled_from_the_result_files(tmp_path: Path) -> None:
 
 
 def test_what_is_not_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     page = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", page)
     readme.main(page)
@@ -116,8 +122,8 @@ def test_other_settings_are_another_row(tmp_path: Path, monkeypatch: pytest.Monk
     for seed, std in enumerate((0.25, 0.5, 0.5)):
         changed = result | {"seed": seed, "planner": result["planner"] | {"std": std}}
         (tmp_path / "robots" / f"panda-push-{seed}.json").write_text(json.dumps(changed))
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    lines = readme.robots().splitlines()[2:]
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    lines = readme_simulators.robots().splitlines()[2:]
     assert [("1 of 1" in line, "std 0.25" in line) for line in lines] == [(True, True), (False, False)]
     assert "2 of 2" in lines[1] and "std 0.5" in lines[1]
 
@@ -126,8 +132,8 @@ def test_mcnemar() -> None:
     """Ten plants on which the planners differ, seven to three: 2 P(X ≤ 3) of B(10, 1/2) = 352 / 1024."""
     a = [5] * 7 + [None] * 3 + [9, None]
     b = [None] * 7 + [1] * 3 + [2, None]
-    assert readme.mcnemar(a, b) == pytest.approx(352 / 1024)
-    assert readme.mcnemar(a, a) == 1
+    assert readme_tables.mcnemar(a, b) == pytest.approx(352 / 1024)
+    assert readme_tables.mcnemar(a, a) == 1
 
 
 def test_old_result_files_are_still_read() -> None:
@@ -142,18 +148,18 @@ def test_old_result_files_are_still_read() -> None:
 def test_robustness_sentence_follows_from_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = readme.robustness()
-    arms = {arm["arm"]: arm["fell_at"] for arm in readme.load("robustness/*.json")}
-    p = readme.mcnemar(arms["nominal"], arms["sampled, worst case"])
-    assert text.count("\n|") == 6 and readme.chance(p) in text
+    text = readme_simulators.robustness()
+    arms = {arm["arm"]: arm["fell_at"] for arm in readme_tables.load("robustness/*.json")}
+    p = readme_tables.mcnemar(arms["nominal"], arms["sampled, worst case"])
+    assert text.count("\n|") == 6 and readme_tables.chance(p) in text
     (tmp_path / "robustness").mkdir()
     for path in (RESULTS / "robustness").glob("*.json"):
         arm = json.loads(path.read_text())
         if arm["arm"] == "nominal":
             arm |= {"falls": arm["seeds"], "fell_at": [7] * arm["seeds"]}
         (tmp_path / "robustness" / path.name).write_text(json.dumps(arm))
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    text = readme.robustness()
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    text = readme_simulators.robustness()
     assert "“sampled” fell less often than “nominal”" in text and ", significant (p < 0.01)" in text
 
 

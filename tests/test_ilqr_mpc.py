@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mbrl.envs import gym_world
-from mbrl.experiments.benchmarks import ilqr_mpc, readme
+from mbrl.experiments.benchmarks import ilqr_mpc, readme_derivatives, readme_tables
 from mbrl.experiments.benchmarks.record import write
 
 
@@ -68,8 +68,8 @@ def test_the_table_compares_with_the_better_icem(
             result |= {"cpu_ms": {"mean": 5.0}, "wall_ms": {"median": 6.0}, "machine": {"load": 1.0}}
             result |= {"wanted_steps": 10, "settings": {}, "horizon": 4}
             write(tmp_path / "ilqr_mpc" / "Hopper-v5" / f"{planner}-{seed}.json", result)
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    text = readme.ilqr_on_robots()
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    text = readme_derivatives.ilqr_on_robots()
     assert f"Hopper-v5: iLQR against the iCEM of the higher mean, {said}." in text
     head, rule = text.splitlines()[:2]
     assert head.count("|") == rule.count("|") == text.splitlines()[2].count("|")
