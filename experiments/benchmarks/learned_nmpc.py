@@ -58,13 +58,15 @@ DRIVES = ("mean", "scenarios", "spread")
 ARMS = ("swing-up", *DRIVES)
 
 CHOSEN = (
-    "Settings were chosen on seeds 1000 to 1002, and after an unfinished run of seeds 0 to 2; none of these is reported. "
+    "Settings were chosen on seeds 1000 to 1002, and after an unfinished run of seeds 0 to 2; none of these is in the table. "
     "The comparison on another plant was first a swing-up within 0.5 m, then 0.9 m, where planning for scenarios often did "
     "not swing up and violated the limit as well; then a recovery from a lean, at which all planners failed; then this "
     "drive without a push, in which feedback alone kept the mean within the limit, or, at 4 to 20 times the weight of the "
     "place, all planners dropped the pole. Pushes of 4 N and a penalty of 1000 per m were tried too: the mean then drops the "
     "pole rather than violate the limit. Plants were off by 25, 10, 20 and now 15 %; logs went from 40 to 200 episodes. The "
-    "swing-up lost its limit after runs that violated it or did not swing up. For speed, networks went from 64 to 32 units, "
+    "swing-up lost its limit after runs that violated it or did not swing up, and its episodes of data went from 100 to 300 "
+    "after a complete run on seeds 20 to 39: 17 of 20 up, and on the drive, which has not been changed since, 6, 0 and 1 of "
+    "20 runs beyond the limit with mean, scenarios and spread. For speed, networks went from 64 to 32 units, "
     "its horizon from 40 to 30 and the iterations from 60 to 30; its steps went from 60 to 50 to 80."
 )
 """What was changed after looking at results."""
@@ -75,7 +77,7 @@ class Config:
     """episodes, log: of `steps_each` transitions, for the swing-up and for each of the five logs. limit, target in m; push in N."""
 
     seeds: int = 20
-    first: int = 20
+    first: int = 40
     arms: tuple[str, ...] = ARMS
     steps: int = 80
     horizon: int = 30
@@ -89,7 +91,7 @@ class Config:
     shared: int = 5
     spread: float = 1.5
     hidden: tuple[int, ...] = (32, 32)
-    episodes: int = 100
+    episodes: int = 300
     log: int = 200
     steps_each: int = 20
     epochs: int = 50
@@ -305,12 +307,16 @@ def draw(runs: list[dict[str, Any]], config: Config) -> None:
             t = [DT * k for k in range(len(cart))]
             top.plot(t, cart, color=color, linewidth=0.9, alpha=0.7)
             bottom.plot(t, [abs(a) for a in angle], color=color, linewidth=0.9, alpha=0.7)
-        limits = (-config.limit, config.limit) if arm in DRIVES else ()
-        for end in limits:
-            top.axhline(end, color="black", linestyle="--", linewidth=1)
+        limited = arm in DRIVES
+        if limited:
+            top.axhline(config.limit, color="black", linestyle="--", linewidth=1)
+            first = axes[:, shown.index(next(a for a in shown if a in DRIVES))]
+            if top is not first[0]:
+                top.sharey(first[0])
+                bottom.sharey(first[1])
         bottom.axhline(math.pi, color="black", linestyle=":", linewidth=1)
         over, up = (sum(one[key] for one in mine) for key in ("violated", "up"))
-        said = f"{over} of {len(mine)} beyond the limit" if limits else f"{up} of {len(mine)} up"
+        said = f"{over} of {len(mine)} beyond the limit" if limited else f"{up} of {len(mine)} up"
         top.set_title(f"{arm}: {said}", loc="left", fontsize=10)
         bottom.set_xlabel("time in s")
     axes[0, 0].set_ylabel("cart in m")
