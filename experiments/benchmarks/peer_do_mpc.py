@@ -37,8 +37,8 @@ def cart_pole():
     return ready(mpc, plants.START)
 
 
-def reactor(n_robust):
-    """A controller of the CSTR: one step of it, x -> u; and its simulator."""
+def reactor(n_robust, tolerance=None):
+    """A controller of the CSTR: one step of it, x -> u; and its simulator. tolerance: of ipopt, its default unless given."""
     model = do_mpc.model.Model("continuous")
     names = ("C_a", "C_b", "T_R", "T_K")
     x = [model.set_variable("_x", name) for name in names]
@@ -51,6 +51,8 @@ def reactor(n_robust):
     mpc.settings.n_horizon, mpc.settings.t_step = plants.REACTOR_HORIZON, plants.REACTOR_DT
     mpc.settings.n_robust, mpc.settings.store_full_solution = n_robust, True
     mpc.settings.supress_ipopt_output()
+    if tolerance is not None:
+        mpc.settings.nlpsol_opts["ipopt.tol"] = tolerance
     for kind, name, size in (("_x", "T_R", 100), ("_x", "T_K", 100), ("_u", "F", 100), ("_u", "Q_dot", 2000)):
         mpc.scaling[kind, name] = size
     aim = (x[1] - 0.6) ** 2
@@ -89,7 +91,7 @@ def work(setting):
         step = cart_pole()
         result = plants.swing_up(lambda x: step(x)[0])
     else:
-        step, simulator = reactor(setting["n_robust"])
+        step, simulator = reactor(setting["n_robust"], setting.get("tolerance"))
         result = plants.react(step, simulator)
     wall, processor = step.seconds
     return {**result, "wall_s": wall, "processor_s": processor}
