@@ -299,6 +299,11 @@ def draw(runs: list[dict[str, Any]], config: Config) -> None:
     shown = [arm for arm in config.arms if any(run["arm"] == arm for run in runs)]
     figure = Figure(figsize=(3.4 * len(shown), 5.2), layout="constrained")
     axes = figure.subplots(2, len(shown), sharex="col", squeeze=False)
+    limited = [arm in DRIVES for arm in shown]
+    for row in axes:  # one scale for all drives
+        first, *others = row[limited] if any(limited) else row[:1]
+        for other in others:
+            other.sharey(first)
     for (top, bottom), arm in zip(axes.T, shown, strict=True):
         mine = [run for run in runs if run["arm"] == arm]
         for one in mine:
@@ -307,16 +312,11 @@ def draw(runs: list[dict[str, Any]], config: Config) -> None:
             t = [DT * k for k in range(len(cart))]
             top.plot(t, cart, color=color, linewidth=0.9, alpha=0.7)
             bottom.plot(t, [abs(a) for a in angle], color=color, linewidth=0.9, alpha=0.7)
-        limited = arm in DRIVES
-        if limited:
+        if arm in DRIVES:
             top.axhline(config.limit, color="black", linestyle="--", linewidth=1)
-            first = axes[:, shown.index(next(a for a in shown if a in DRIVES))]
-            if top is not first[0]:
-                top.sharey(first[0])
-                bottom.sharey(first[1])
         bottom.axhline(math.pi, color="black", linestyle=":", linewidth=1)
         over, up = (sum(one[key] for one in mine) for key in ("violated", "up"))
-        said = f"{over} of {len(mine)} beyond the limit" if limited else f"{up} of {len(mine)} up"
+        said = f"{over} of {len(mine)} beyond the limit" if arm in DRIVES else f"{up} of {len(mine)} up"
         top.set_title(f"{arm}: {said}", loc="left", fontsize=10)
         bottom.set_xlabel("time in s")
     axes[0, 0].set_ylabel("cart in m")

@@ -92,6 +92,6 @@ def learned_nmpc() -> str:
         mean, many = (
             [1 if seen[arm][s]["violated"] else None for s in both] for arm in ("mean", "scenarios")
         )
-        text += f"\n\nThe limit is violated as often with scenarios as with the mean: {chance(mcnemar(mean, many))} "
+        text += f"\n\nThat scenarios violate the limit as often as the mean: {chance(mcnemar(mean, many))} "
         text += f"(McNemar's exact test over {len(both)} seeds). {result['chosen']}"
     return text
