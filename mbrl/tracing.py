@@ -62,6 +62,8 @@ def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> ca
             values[node] = _apply(
                 name, node, [value(a) for a in node.args], {k: value(a) for k, a in node.kwargs.items()}
             )
+    if not isinstance(result, np.ndarray):
+        raise ContractError(f"{name} must return one tensor, but returned a {type(result).__name__}.")
     column = (
         casadi.vertcat(*[casadi.SX(entry) for entry in result.ravel()]) if result.size else casadi.SX(0, 1)
     )
@@ -82,7 +84,15 @@ def _apply(name: str, node: Any, args: list[Any], options: dict[str, Any]) -> An
         for k, v in options.items()
         if k not in ("dtype", "device", "layout", "pin_memory", "memory_format", "non_blocking")
     }
-    result = _OPERATIONS[operation](*args, **options)
+    try:
+        result = _OPERATIONS[operation](*args, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ContractError(
+            f"{name} uses the torch operation {operation} with {', '.join(options)}, which has no symbolic form here. "
+            "Write it without."
+        ) from error
     return result if isinstance(result, (np.ndarray, list)) else _box(result)
 
 
@@ -241,8 +251,15 @@ def _squeeze(a: Array, dim: Any = None) -> Array:
 
 
 def _index(a: Array, indices: list[Any]) -> Array:
-    index = tuple(slice(None) if i is None else i.astype(np.int64) for i in indices)
+    index = tuple(slice(None) if i is None else _places(i) for i in indices)
     return _boxed(a[index])
+
+
+def _places(i: Array) -> Array:
+    """Of constant entries: a mask, or numbers."""
+    if any(_is(entry) for entry in i.flat):
+        raise ContractError("Which entries are picked has to be known before, but here it depends on values.")
+    return i.astype(bool if i.size and isinstance(i.flat[0], bool) else np.int64)
 
 
 def _matmul(a: Array, b: Array) -> Array:

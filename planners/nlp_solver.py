@@ -125,8 +125,8 @@ class Solver:
         if self._clock is not None:
             self._clock.start(budget_ms)
         warm = bool(bound_multipliers.any() or multipliers.any())
-        f, g = (np.zeros(1), np.zeros(0)) if warm else self._program.values(z)
-        if not (np.isfinite(f).all() and np.isfinite(g).all()):
+        f, g = self._program.values(z)
+        if not all(np.isfinite(part).all() for part in (f, g, bound_multipliers, multipliers)):
             words, unknown = (
                 f"{self._name}: the guess leads out of the finite numbers",
                 np.full_like(g, np.nan),

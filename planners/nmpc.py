@@ -218,6 +218,9 @@ class NMPC:
         built, x = self._program(problem), _array(x0)
         control, box = built.control, (_array(problem.actions.low), _array(problem.actions.high))
         start = _unpack(control, state)
+        lost = ~np.isfinite(start).all(1)
+        if lost.any():
+            start[lost] = _unpack(control, self.init(problem, x0, generator=generator))[lost]
         start[:, control.states[0]] = np.tile(x, control.branches)
         q, theta = _steps(problem, len(x)), self._theta(problem)
         found = [self._solve(built, *row, theta, box) for row in zip(x, q, start, strict=True)]
@@ -272,9 +275,10 @@ class NMPC:
             if status < 2:
                 carried = np.concatenate([found.z, found.bound_multipliers, found.multipliers, [0.0]])
                 return _Found(status, why, tried.mean(0), led.states[0], led.cost, carried, **solved)
-            carried = np.pad(
-                z, (0, len(start) - len(z))
-            )  # again from the guess, but not with its multipliers
+            carried = np.zeros_like(start)  # again from the guess, but not with its multipliers
+            carried[: len(z)] = z
+            if not found.iterations and not found.finite and not start[ends[0] :].any():
+                carried[:] = np.nan  # a guess that leads nowhere: from a new one
         states = built.roll(x, u, q, theta).states[0]
         nothing = np.full(control.branches, np.inf)
         return _Found(status, why, u.mean(0), states, nothing, carried, **solved)

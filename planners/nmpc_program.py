@@ -172,7 +172,7 @@ class NMPCProgram:
                 n = int(function.numel_out(0))
                 g = values[:, start : start + n]
                 start += n
-                if constraint.soft is not None:
+                if constraint.soft is not None or not n:
                     continue
                 v = np.abs(g) if constraint.kind == "eq" else g
                 k, i = np.unravel_index(np.argmax(v), v.shape)  # NaN counts as largest

@@ -497,6 +497,46 @@ def test_states_that_are_not_finite() -> None:
     assert problem.actions.contains(plan.actions).all()
 
 
+@dataclass(frozen=True)
+class Tank(Pendulum):
+    """A level that falls with its root, and something at rest."""
+
+    def ode(self, x: Tensor, u: Tensor, p: Tensor | None = None) -> Tensor:
+        return torch.stack([u[..., 0] - x[..., 0].sqrt(), 0 * x[..., 1]], -1)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "ipopt"}, {"solver": "sqp"}, {"transcription": "radau"}], ids=str
+)
+def test_a_first_state_outside_of_the_models_domain_is_forgotten(options: Any) -> None:
+    box = Box(tensor(-1.0), tensor(1.0))
+    problem = Problem(Symbolic(Discretized(Tank(), 0.1)), VAN_DER_POL.problem().cost, box, 5)
+    policy = MPC(problem, NMPC(**options), estimator=Observed(), generator=seeded())
+    outside, good = tensor(-0.01, 0.0)[None], tensor(0.5, 0.0)[None]
+    with pytest.warns(PlanWarning, match="finite"):
+        policy(outside)
+    assert policy.fallbacks == 1
+    policy(good)
+    assert policy.fallbacks == 1 and policy.followed["plan"] == 1
+
+
+@pytest.mark.parametrize("solver", ["fatrop", "ipopt", "sqp"])
+def test_after_an_absurd_state_it_goes_on(solver: Any) -> None:
+    """Of numbers whose squares are not finite, fatrop would never return."""
+    policy = MPC(symbolic_lq(), NMPC(solver=solver), estimator=Observed(), generator=seeded())
+    x = tensor(1.0, 0.0)[None]
+    policy(x)
+    with pytest.warns(PlanWarning, match="finite"):
+        policy(1e200 * x)
+    policy(x)
+    assert policy.fallbacks == 1
+
+
+def test_a_constraint_of_no_rows() -> None:
+    problem = dataclasses.replace(cart_pole(5), constraints=(Constraint(lambda y, u, k, p: y[..., :0]),))
+    assert value(solve(NMPC(), problem, NEAR_UPRIGHT), "status") == 0
+
+
 def test_dynamics_that_explode_are_reported() -> None:
     @dataclass(frozen=True)
     class Blast(Pendulum):

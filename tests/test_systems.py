@@ -381,3 +381,24 @@ def test_a_quadrotor_rights_itself() -> None:
     for k in range(config.horizon):  # the plan's states are those of the system itself
         x = Discretized(upside_down.QUADROTOR, config.dt).step(x, plan.actions[:, k], k)
     assert (upside_down.distance(x) <= 0.05).all()
+
+
+def test_a_constant_mask_picks_what_it_says() -> None:
+    mask = torch.tensor([True, False, True])
+    picked = trace("picked", lambda a: a[mask], (3,))
+    assert np.array(picked([1.0, 2.0, 3.0])).ravel().tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("fun", "message"),
+    [
+        (lambda a: a[a > 0], "depends on values"),
+        (lambda a: torch.div(a, 2, rounding_mode="floor"), "div with rounding_mode"),
+        (lambda a: 1.0, "one tensor, but returned a float"),
+        (lambda a: (a, a), "one tensor, but returned a list"),
+        (lambda a: None, "one tensor, but returned a NoneType"),
+    ],
+)
+def test_what_cannot_be_traced_is_said_in_words(fun: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        trace("fun", fun, (3,))
