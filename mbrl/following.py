@@ -35,14 +35,16 @@ def follow(
     safe = safe.to(plan.actions).expand(M, -1)
     if k >= steps:
         return safe, torch.full((M,), FOLLOWED.index("safe"), device=x.device)
-    action = plan.actions[:, k]
+    action, box = plan.actions[:, k], problem.actions
+    if isinstance(box, Box):
+        action = box.clip(action)  # the problem may have been changed since the plan was made
     followed = torch.full((M,), FOLLOWED.index("plan"), device=x.device)
     if plan.K is not None and plan.states is not None:
         expected, dynamics = plan.states[:, k], problem.dynamics
         dx = dynamics.difference(expected, x) if hasattr(dynamics, "difference") else x - expected
         moved = action + (plan.K[:, k] @ dx.to(action)[..., None])[..., 0]
-        if isinstance(problem.actions, Box):
-            moved = problem.actions.clip(moved)
+        if isinstance(box, Box):
+            moved = box.clip(moved)
         # On a manifold x ⊖ x is 0 to rounding only.
         moved = torch.where((x == expected).all(-1, keepdim=True), action, moved)
         finite = torch.isfinite(moved).all(-1)

@@ -23,16 +23,37 @@ from mbrl.errors import ContractError
 Array = Any  # numpy arrays of dtype object, whose entries are casadi.SX or numbers
 
 
-def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> casadi.Function:
+def trace(
+    name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...], size: int | None = None
+) -> casadi.Function:
     """`fun` of float64 tensors of the given shapes as a CasADi function of column vectors, its result flattened.
+
+    The result is compared with torch at two other points.
 
     Args:
         name: of the function, for messages.
+        size: how many numbers it has to return.
 
     Raises:
-        ContractError: an operation has no symbolic form here, or control flow depends on values.
+        ContractError: it fails in torch, returns something else than a tensor of this size, has an operation without a
+            symbolic form here, or control flow that depends on values; or it is not what torch computes, because a part
+            of it left torch.
     """
     examples = [torch.full(shape, 0.5, dtype=torch.float64) for shape in shapes]
+    given = ", ".join(str(shape) for shape in shapes)
+    try:
+        plain: Any = fun(*examples)
+    except Exception as error:
+        raise ContractError(
+            f"{name} is called with tensors of shapes {given}, of which a single number, the step k, may be one, and "
+            f"fails: {type(error).__name__}: {error}. What changes with the step belongs into Problem.params."
+        ) from error
+    if not isinstance(plain, Tensor) or size not in (None, plain.numel()):
+        wanted = "a tensor" if size is None else f"a tensor of {size} number{'s' if size > 1 else ''}"
+        got = (
+            f"one of shape {tuple(plain.shape)}" if isinstance(plain, Tensor) else f"a {type(plain).__name__}"
+        )
+        raise ContractError(f"{name} must return {wanted} for tensors of shapes {given}, but returned {got}.")
     try:
         traced = make_fx(lambda *args: functionalize(fun)(*args))(*examples)
     except RuntimeError as error:
@@ -62,12 +83,28 @@ def trace(name: str, fun: Callable[..., Tensor], *shapes: tuple[int, ...]) -> ca
             values[node] = _apply(
                 name, node, [value(a) for a in node.args], {k: value(a) for k, a in node.kwargs.items()}
             )
-    if not isinstance(result, np.ndarray):
-        raise ContractError(f"{name} must return one tensor, but returned a {type(result).__name__}.")
     column = (
         casadi.vertcat(*[casadi.SX(entry) for entry in result.ravel()]) if result.size else casadi.SX(0, 1)
     )
-    return casadi.Function(casadi.Function.fix_name(name), symbols, [column])
+    made = casadi.Function(casadi.Function.fix_name(name), symbols, [column])
+    for reach in (0.7, 1.3):  # of the arguments
+        points = [
+            reach * torch.cos(torch.arange(float(e.numel())) + i).to(e).reshape(e.shape)
+            for i, e in enumerate(examples)
+        ]
+        truth = fun(*points).double().flatten()
+        found = torch.from_numpy(made(*[point.flatten().numpy() for point in points]).full()[:, 0])
+        if not torch.allclose(found, truth, rtol=_SAME, atol=_SAME, equal_nan=True):
+            raise ContractError(
+                f"{name} is not what torch computes where its arguments differ from those that it was traced with: a part "
+                "of it left torch or is random. Use torch's own operations, and none that make constants or integers of "
+                "values (.numpy(), .item(), .long())."
+            )
+    return made
+
+
+_SAME = 1e-5
+"""The largest relative difference from torch: a function may compute in float32."""
 
 
 def _apply(name: str, node: Any, args: list[Any], options: dict[str, Any]) -> Any:
@@ -76,8 +113,8 @@ def _apply(name: str, node: Any, args: list[Any], options: dict[str, Any]) -> An
     operation = node.target.overloadpacket.__name__.rstrip("_")
     if operation not in _OPERATIONS:
         raise ContractError(
-            f"{name} uses the torch operation {operation}, which has no symbolic form here. Write it with others, "
-            "or leave it to torch: Autodiff(dynamics) instead of Symbolic(dynamics)."
+            f"{name} uses the torch operation {operation}, which has no symbolic form here. Write it with others. "
+            "Dynamics can be left to torch, for planners that need derivatives only: Autodiff(dynamics)."
         )
     options = {
         k: v
@@ -280,7 +317,9 @@ _not = _each(lambda a: casadi.logic_not(a) if _is(a) else not a)
 _where = _each(lambda c, a, b: casadi.if_else(c, a, b) if _is(c) else (a if c else b))
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name: _math(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh")},
-    **{name: _math(name) for name in ("exp", "log", "log1p", "expm1", "sqrt", "erf")},
+    **{name: _math(name) for name in ("exp", "log", "log1p", "expm1", "sqrt", "erf", "log10")},
+    "log2": _each(lambda a: casadi.log(a) / math.log(2) if _is(a) else math.log2(a)),
+    "hypot": _each(lambda a, b: casadi.sqrt(a * a + b * b) if _is(a) or _is(b) else math.hypot(a, b)),
     "atan2": _each(lambda a, b: casadi.atan2(a, b) if _is(a) or _is(b) else math.atan2(a, b)),
     "neg": _each(lambda a: -a),
     "abs": _each(lambda a: casadi.fabs(a) if _is(a) else abs(a)),

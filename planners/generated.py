@@ -61,7 +61,7 @@ def generated(functions: list[casadi.Function]) -> list[casadi.Function]:
                 os.replace(built, library)  # complete, or not there
         return [casadi.external(function.name(), str(library)) for function in functions]
     except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        said = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
         warnings.warn(
             f"Code could not be generated with {command}: {said.strip()[-300:]} Expressions are interpreted instead.",
             RuntimeWarning,

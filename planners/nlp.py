@@ -43,7 +43,8 @@ class OptimalControl:
         rows: (H+1, m), where the constraints of a stage are in g, -1 where there are fewer.
         program: f, g and their derivatives. Its `fixed` are x₀: rows of the first stage, after its gap.
 
-    Constraints that no control enters are not asked at step 0, where nothing can change them.
+    Constraints that no control enters are not asked at step 0, where nothing can change them, nor at the end. The others
+    are asked at the end of the last step, if it has a control of its own.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class OptimalControl:
             first = g(S * nx) if k == 0 else first
             asked = np.arange(path.gaps, path.element.nc)
             asked = asked[~path.state_only[asked]] if k == 0 else asked
+            known = path.at_end if k < H - 1 else path.at_end & path.state_only
+            asked = asked[~known[asked]]
             path_rows[asked, k] = g(len(asked))
         end_rows = g(end.element.nc)
         self.path_rows, self.end_rows = path_rows, end_rows

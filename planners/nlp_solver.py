@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import casadi
 import numpy as np
+import numpy.typing as npt
 
-from mbrl.errors import MbrlError
+from mbrl.errors import MbrlError, UnsupportedProblem
 from mbrl.planners.buffered import Array, Buffered
 from mbrl.planners.generated import generated
 from mbrl.planners.nlp import Bounds, OptimalControl
@@ -181,11 +182,12 @@ def _options(
 ) -> dict[str, Any]:
     barrier = {"mu_init": _WARM} if warm else {}
     if name == "fatrop":
-        _, _, least, _ = control.bounds(np.zeros(1), np.zeros(1), None)
+        _, _, least, most = control.bounds(np.zeros(1), np.zeros(1), None)
+        _check_stages(control, least == most)
         return {
             "structure_detection": "manual",
             **control.structure(),
-            "equality": [bool(e) for e in least == 0],
+            "equality": (least == most).tolist(),
             "fatrop": {"print_level": 0, "max_iter": iterations, "tolerance": tolerance, **barrier},
         }
     if name == "ipopt":
@@ -215,6 +217,21 @@ def _options(
         "print_status": False,
         "convexify_strategy": "regularize",
     }
+
+
+def _check_stages(control: OptimalControl, equation: npt.NDArray[np.bool_]) -> None:
+    """fatrop ends the process's plan with an assertion where a stage has more equations than variables."""
+    shape = control.structure()
+    for k, (rows, nx, nu) in enumerate(zip(control.rows, shape["nx"], shape["nu"], strict=True)):
+        own = rows[rows >= 0][nx if k < control.horizon else 0 :]
+        asked = int(equation[own].sum())
+        if asked > nx + nu:
+            where = f"step {k}" if k < control.horizon else "the end"
+            raise UnsupportedProblem(
+                f"The solver fatrop needs no more equations than variables at a time, but at {where} there are {asked} "
+                f'(the initial state among them) on {nx} states and {nu} controls and slacks. Use solver="ipopt", or a '
+                "soft constraint."
+            )
 
 
 _ASKED = {

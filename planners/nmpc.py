@@ -77,7 +77,9 @@ class NMPC:
 
     Attributes:
         transcription: "shooting", the model's own step between the nodes; "radau" or "legendre" collocation, or
-            "hermite-simpson", of dynamics that are an ODE.
+            "hermite-simpson", of dynamics that are an ODE. The last has a free control in the middle of each step, where
+            path constraints hold too; of problems that a fast control can exploit it may end below the true optimum (a
+            hanging chain: by 2 %), so compare it with another one.
         degree: of the collocation polynomials.
         solver: "fatrop" follows the structure in time; "ipopt"; or "sqp", whose steps are quadratic programs.
         qp: what solves those.
@@ -96,8 +98,9 @@ class NMPC:
     `Plan.actions` are held for a step each: of "hermite-simpson", whose controls are quadratic in time, they are means.
     `Plan.cost` is that of these actions by the model's own step, without penalties. `info` has "objective" (M,), the
     optimum of the program, with penalties and its own quadrature; "violation" (M,), the largest of a hard constraint
-    along `Plan.states`; "gap" (M,), the largest by which the program's equations are violated; "status" (M,), an index
-    into `STATUS`; "explanation", which constraints are violated where, or "".
+    along `Plan.states`, which a collocation, optimal at its own points, may have as well; "gap" (M,), the largest by
+    which the program's equations are violated; "status" (M,), an index into `STATUS`; "explanation", which constraints
+    are violated where, or "".
 
     Reference: Rawlings, Mayne & Diehl 2017, "Model predictive control", chapter 8; Diehl, Bock & Schlöder 2005, "A
         real-time iteration scheme for nonlinear optimization in optimal feedback control".
@@ -179,7 +182,7 @@ class NMPC:
         self, problem: Problem[Any, Any, Box], x0: Tensor, *, generator: Generator, guess: Plan | None = None
     ) -> NMPCState:
         """Without a guess the state stays where it is, under the controls nearest to 0."""
-        built, x = self._program(problem), _array(x0)
+        built, x = self._program(problem), self._states(problem, x0)
         control, M, H = built.control, len(x0), problem.horizon
         S, nx = control.branches, x.shape[1]
         low, high = _array(problem.actions.low), _array(problem.actions.high)
@@ -215,7 +218,12 @@ class NMPC:
     def plan(
         self, problem: Problem[Any, Any, Box], x0: Tensor, state: NMPCState, *, generator: Generator
     ) -> tuple[Plan, NMPCState]:
-        built, x = self._program(problem), _array(x0)
+        built, x = self._program(problem), self._states(problem, x0)
+        if state.states.shape[1] != problem.horizon + 1:
+            raise ContractError(
+                f"{type(self).__name__} needs a state of horizon {problem.horizon}, but got one of "
+                f"{state.states.shape[1] - 1}. Begin with a new one: init(), or MPC.reset()."
+            )
         control, box = built.control, (_array(problem.actions.low), _array(problem.actions.high))
         start = _unpack(control, state)
         lost = ~np.isfinite(start).all(1)
@@ -323,6 +331,13 @@ class NMPC:
             )
         remedy = "Wrap it: Symbolic(dynamics) if it is written in torch, Exported(model) if it was learned."
         require(name, "dynamics", dynamics, ("expression", "theta"), remedy)
+
+    def _states(self, problem: Problem[Any, Any, Any], x0: Tensor) -> Array:
+        if x0.ndim != 2 or x0.shape[1] != problem.dynamics.nx:
+            raise ContractError(
+                f"{type(self).__name__} needs states (M, nx) = (M, {problem.dynamics.nx}), but got {tuple(x0.shape)}."
+            )
+        return _array(x0)
 
     def _expressions(self, problem: Problem[Any, Any, Any]) -> tuple[Expression, ...]:
         return (problem.dynamics.expression,)

@@ -10,6 +10,7 @@ Reference: Betts 2010, "Practical methods for optimal control and estimation usi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,6 +64,7 @@ def functions_of(
 ) -> Functions:
     """Trace what a problem says in torch."""
     task = type(getattr(cost, "task", cost)).__name__
+    scalar = functools.partial(trace, size=1)
     y, u, given = (ny,), (nu,), ((params,),) if params else ()
 
     def last(p: tuple[Tensor, ...]) -> Tensor | None:
@@ -76,15 +78,15 @@ def functions_of(
 
     rate = None
     if hasattr(cost, "rate"):
-        rate = trace(task, lambda y, u, *p: cost.rate(y, u, last(p)), y, u, *given)
+        rate = scalar(task, lambda y, u, *p: cost.rate(y, u, last(p)), y, u, *given)
     at_path, at_end = ([c for c in constraints if c.at == at] for at in ("path", "terminal"))
     return Functions(
-        stage=trace(
+        stage=scalar(
             task, lambda y, u, y_next, k, *p: cost.stage(y, u, y_next, k, last(p)), y, u, y, (), *given
         ),
         rate=rate,
-        end=trace(task, lambda y, *p: cost.terminal(y, last(p)), y, *given),
-        worth=None if terminal_value is None else trace("terminal_value", terminal_value, (nx,)),
+        end=scalar(task, lambda y, *p: cost.terminal(y, last(p)), y, *given),
+        worth=None if terminal_value is None else scalar("terminal_value", terminal_value, (nx,)),
         path=tuple((c, trace(c.label, path(c.fun), y, u, (), *given)) for c in at_path),
         terminal=tuple((c, trace(c.label, end(c.fun), y, *given)) for c in at_end),
         params=params,
@@ -113,10 +115,12 @@ class Discretization:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a stage's c a constraint has, one entry per branch or for all branches."""
+    """Which rows of a stage's c a constraint has, one entry per branch or for all branches, at a point of the step: 0 its
+    node, 1 its middle, 2 its end."""
 
     constraint: Constraint
     rows: npt.NDArray[np.int64]
+    point: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class Stage:
         gaps, equations: how many rows.
         constraints: their rows.
         state_only: the rows (of c) that no control enters.
+        at_end: the rows of the end of the step, which is the node of the next one.
         surroundings: the same around the predictions of a model, if it predicts many places at once.
     """
 
@@ -138,6 +143,7 @@ class Stage:
     equations: int
     constraints: tuple[Rows, ...]
     state_only: npt.NDArray[np.bool_]
+    at_end: npt.NDArray[np.bool_]
     surroundings: Surroundings | None = None
 
 
@@ -177,7 +183,8 @@ def path_stage(
     variables = _Variables(sym, sizes)
     h = how.dt if how.intervals is None else variables.pieces["T"][0] / how.intervals
 
-    gaps, equations, costs, bends, outputs = [], [], [], [], []
+    gaps, equations, costs, bends = [], [], [], []
+    outputs: list[list[tuple[Any, ...]]] = [[], [], []]  # of each branch at the points of `Rows`
     for s, expression in enumerate(expressions):
         x, u, mine, x_next, next_u = (variables.pieces[n][s] for n in ("x", "u", "own", "x_next", "ahead"))
         step = _Step(expression, functions, thetas[s], k, given, h)
@@ -186,15 +193,17 @@ def path_stage(
             gaps.append(x_next - reached)
         elif how.transcription == "hermite-simpson":
             reached = x_next
-            gap, integral = step.hermite_simpson(x, u, mine, x_next, next_u)
+            gap, integral, middle = step.hermite_simpson(x, u, mine, x_next, next_u)
             gaps.append(gap)
+            outputs[1].append((expression.output(middle), mine, k, *given))
+            outputs[2].append((expression.output(x_next), next_u, k, *given))
             rest = None
         else:
             reached, rest, integral = step.collocate(x, u, mine, how.transcription, how.degree)
             gaps.append(x_next - reached)
         equations += [] if rest is None else [rest]
         y, y_next = expression.output(x), expression.output(reached)
-        outputs.append((y, u, k, *given))
+        outputs[0].append((y, u, k, *given))
         costs.append(functions.stage(y, u, y_next, k, *given) if integral is None else integral)
         if how.gauss_newton and integral is not None and functions.rate is not None:
             bends.append(h * _gauss_newton(functions.rate, (y, u), given, variables.v))
@@ -213,15 +222,19 @@ def path_stage(
         cost,
         gauss_newton=weight * sum(bends) / S if how.gauss_newton else None,
     )
-    controls = np.concatenate([*variables.places["u"], *variables.places["ahead"]])
+    names = ("u", "own", "ahead") if how.transcription == "hermite-simpson" else ("u",)
+    controls = np.concatenate([place for name in names for place in variables.places[name]])
     entered = np.unique(made.jacobian[0][np.isin(made.jacobian[1], controls)])
     state_only = ~np.isin(np.arange(made.nc), entered)
     state_only[: heads.numel()] = False
+    at_end = np.zeros(made.nc, dtype=bool)
+    for part in rows:
+        at_end[part.rows] = part.point == 2
     n = sum(gap.numel() for gap in gaps)
     outer = None
     if how.transcription == "shooting" and all(e.batch is not None for e in expressions):
         outer = _surroundings(made, expressions, functions, how, sizes, spread=spread)
-    return Stage(made, variables.places, n, heads.numel() - n, rows, state_only, outer)
+    return Stage(made, variables.places, n, heads.numel() - n, rows, state_only, at_end, outer)
 
 
 def _surroundings(
@@ -248,7 +261,7 @@ def _surroundings(
         costs.append(functions.stage(y, u, y_next, k, *given))
         arguments.append((y, u, y_next))
     heads = casadi.vertcat(*gaps)
-    c, penalty, _ = _constrain(functions.path, outputs, variables.pieces["slack"][0], spread, heads.numel())
+    c, penalty, _ = _constrain(functions.path, [outputs], variables.pieces["slack"][0], spread, heads.numel())
 
     def bend(by_v: Any) -> Any:
         bends = [_gauss_newton(functions.stage, a, (k, *given), variables.v, (r, by_v)) for a in arguments]
@@ -283,9 +296,10 @@ def end_stage(expressions: tuple[Expression, ...], functions: Functions, *, spre
         y = expression.output(x)
         outputs.append((y, *given))
         costs.append(functions.end(y, *given) + (0 if functions.worth is None else functions.worth(x)))
-    c, penalty, rows = _constrain(functions.terminal, outputs, variables.pieces["slack"][0], spread, 0)
+    c, penalty, rows = _constrain(functions.terminal, [outputs], variables.pieces["slack"][0], spread, 0)
     made = element(variables.v, q, theta, c, weight * (sum(costs) / S + penalty))
-    return Stage(made, variables.places, 0, 0, rows, np.zeros(made.nc, dtype=bool))
+    nothing = np.zeros(made.nc, dtype=bool)
+    return Stage(made, variables.places, 0, 0, rows, nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -322,16 +336,16 @@ class _Step:
             integral = self.h * sum(float(B[j]) * self._rate(inside[j], u) for j in range(degree))
         return reached, casadi.vec(self.h * slopes - nodes @ C), integral
 
-    def hermite_simpson(self, x: Any, u: Any, middle: Any, x_next: Any, ahead: Any) -> tuple[Any, Any]:
-        """The gap of Simpson's rule with the midpoint of a cubic, and the integral; u is quadratic in time."""
+    def hermite_simpson(self, x: Any, u: Any, middle: Any, x_next: Any, ahead: Any) -> tuple[Any, Any, Any]:
+        """The gap of Simpson's rule with the midpoint of a cubic, the integral, the midpoint; u is quadratic in time."""
         ode, h = _ode(self.expression), self.h
         f0, f1 = ode(x, u, self.theta), ode(x_next, ahead, self.theta)
         x_middle = (x + x_next) / 2 + h / 8 * (f0 - f1)
         gap = x_next - x - h / 6 * (f0 + 4 * ode(x_middle, middle, self.theta) + f1)
         if self.functions.rate is None:
-            return gap, None
+            return gap, None, x_middle
         rates = self._rate(x, u) + 4 * self._rate(x_middle, middle) + self._rate(x_next, ahead)
-        return gap, h / 6 * rates
+        return gap, h / 6 * rates, x_middle
 
     def _rate(self, x: Any, u: Any) -> Any:
         assert self.functions.rate is not None
@@ -340,34 +354,45 @@ class _Step:
 
 def _constrain(
     asked: tuple[tuple[Constraint, casadi.Function], ...],
-    outputs: list[tuple[Any, ...]],
+    outputs: list[list[tuple[Any, ...]]],
     slack: Any,
     spread: float | None,
     start: int,
 ) -> tuple[Any, Any, tuple[Rows, ...]]:
-    """Constraints of all branches, g or g − slack, the penalty on the slacks, and where their rows begin in c."""
+    """Constraints of all branches, g or g − slack, the penalty on the slacks, and where their rows begin in c.
+
+    Args:
+        outputs: of each branch, at each point of the step where constraints are asked. The points share their slacks.
+            Where no control enters, only the first one counts: states move between nodes as a cubic, controls as they like.
+    """
     parts, rows, penalty = [type(slack)(0, 1)], [], 0
     free: Iterator[Any] = iter(casadi.vertsplit(slack)) if slack.numel() else iter(())
     for constraint, fun in asked:
-        values = [fun(*output) for output in outputs]
+        free_inside = len(outputs) > 1 and fun.jac_sparsity(0, 1).nnz() > 0
+        asked_at = [branches for branches in outputs if branches] if free_inside else outputs[:1]
+        points = [[fun(*output) for output in branches] for branches in asked_at]
         if spread is not None and constraint.kind == "le":
-            mean = sum(values) / len(values)
-            variance = sum((g - mean) ** 2 for g in values) / len(values)
-            # The root of 0 has no derivative. 1e-12: a spread of 1e-6 counts as none.
-            values = [mean + spread * casadi.sqrt(variance + 1e-12)]
-        for g in values:
-            if constraint.soft is not None:
-                relief = [next(free) for _ in range(g.numel())]
-                penalty = penalty + constraint.soft * sum(relief) / len(values)
-                g = g - casadi.vertcat(*relief)
-                if constraint.kind == "eq":
-                    other = [next(free) for _ in range(g.numel())]
-                    penalty = penalty + constraint.soft * sum(other) / len(values)
-                    g = g + casadi.vertcat(*other)
-            parts.append(g)
-            rows.append(Rows(constraint, np.arange(start, start + g.numel())))
-            start += g.numel()
+            points = [[_cautious(values, spread)] for values in points]
+        sides = 0 if constraint.soft is None else 1 if constraint.kind == "le" else 2
+        for values in zip(*points, strict=True):  # of a branch
+            n, relief = values[0].numel(), 0
+            for side in range(sides):
+                slacks = [next(free) for _ in range(n)]
+                penalty = penalty + constraint.soft * sum(slacks) / len(points[0])
+                relief = relief + (-1) ** side * casadi.vertcat(*slacks)
+            for point, g in enumerate(values):
+                parts.append(g - relief)
+                rows.append(Rows(constraint, np.arange(start, start + n), point))
+                start += n
     return casadi.vertcat(*parts), penalty, tuple(rows)
+
+
+def _cautious(values: list[Any], spread: float) -> Any:
+    """The mean of the branches plus so many of their deviations."""
+    mean = sum(values) / len(values)
+    variance = sum((g - mean) ** 2 for g in values) / len(values)
+    # The root of 0 has no derivative. 1e-12: a spread of 1e-6 counts as none.
+    return mean + spread * casadi.sqrt(variance + 1e-12)
 
 
 def _slacks(

@@ -102,6 +102,13 @@ def test_plans_every_n_steps_and_shifts_by_the_steps_taken() -> None:
     assert isinstance(policy, Policy)
 
 
+def test_bounds_that_were_tightened_hold_for_an_older_plan_too() -> None:
+    policy = mpc(Scripted(), replan_every=3)
+    assert policy(X).max() == pytest.approx(1.0)
+    policy.problem = replace(policy.problem, actions=box(1, 0.5))
+    assert policy(X).max() == 0.5
+
+
 def test_plan_time_is_reported_where_it_was_spent() -> None:
     policy = mpc(Scripted(), replan_every=2)
     times = []

@@ -29,7 +29,7 @@ from mbrl import (
     check_planner,
     evaluate,
 )
-from mbrl.envs.systems import CartPole, Discretized, Pendulum
+from mbrl.envs.systems import CartPole, Discretized, Pendulum, System
 from mbrl.estimators import Observed
 from mbrl.planners import CEM, ILQR, NMPC, nmpc_program
 from mbrl.planners import generated as code
@@ -690,3 +690,87 @@ def test_a_guess_from_another_planner_leads_out_of_a_saddle() -> None:
     )
     led = solve(NMPC(), problem, hanging, guess)
     assert float(led.cost) < 0.6 * float(stuck.cost)
+
+
+# What was once solved wrongly
+
+
+@dataclass(frozen=True)
+class Rayleigh(System):
+    """x1' = x2, x2' = −x1 + x2 (1.4 − 0.14 x2²) + 4 u."""
+
+    nx, nu, nq = 2, 1, 0
+
+    def ode(self, x: Tensor, u: Tensor, p: Tensor | None = None) -> Tensor:
+        a, b = x.unbind(-1)
+        return torch.stack([b, -a + b * (1.4 - 0.14 * b**2) + 4 * u[..., 0]], -1)
+
+
+@dataclass(frozen=True)
+class Effort:
+    def rate(self, y: Tensor, u: Tensor, p: Tensor | None) -> Tensor:
+        return u[..., 0] ** 2 + y[..., 0] ** 2
+
+    def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+        return torch.zeros_like(y[..., 0])
+
+
+def mixed(y: Tensor, u: Tensor, k: Any, p: Tensor | None) -> Tensor:
+    g = u[..., 0] + y[..., 0] / 6
+    return torch.stack([g, -1 - g], -1)
+
+
+@pytest.mark.parametrize("soft", [None, 100.0])
+def test_limits_on_controls_hold_in_the_middle_of_steps_too(soft: float | None) -> None:
+    """Rayleigh's problem with −1 ≤ u + x₁/6 ≤ 0 (Maurer and Augustin 2001). If only the nodes are asked, the free controls
+    between them take what they want, and the cost is a sixth too low."""
+    H, start, box = 60, tensor(-5.0, -5.0)[None], Box(tensor(-50.0), tensor(50.0))
+    dynamics, constraints = Symbolic(Discretized(Rayleigh(), 4.5 / H)), (Constraint(mixed, soft=soft),)
+    problem = Problem(dynamics, Integral(Effort(), 4.5 / H), box, H, constraints=constraints)
+    plans = [
+        solve(NMPC(transcription=name, solver="ipopt"), problem, start)
+        for name in ("hermite-simpson", "radau")
+    ]
+    quadratic, held = (value(plan, "objective") for plan in plans)
+    assert quadratic == pytest.approx(held, rel=6e-3) and quadratic < held
+    states, actions = plans[0].states, plans[0].actions
+    assert states is not None and mixed(states[:, :-1], actions, 0, None).max() < 0.05
+
+
+def test_more_equations_than_variables_are_refused_for_fatrop() -> None:
+    def too_much(y: Tensor, u: Tensor, k: Any, p: Tensor | None) -> Tensor:
+        return torch.stack([y[..., 0], y[..., 1] - math.pi, y[..., 2], y[..., 3], y[..., 1].sin()], -1)
+
+    constraint = Constraint(too_much, "eq", "terminal", name="still")
+    problem = dataclasses.replace(cart_pole(20), constraints=(constraint,))
+    with pytest.raises(UnsupportedProblem, match='the end there are 5 .* 4 states.*solver="ipopt"'):
+        NMPC().check(problem)
+    start = tensor(0.0, math.pi - 0.05, 0.0, 0.0)[None]
+    assert math.isfinite(float(solve(NMPC(solver="ipopt"), problem, start).cost))
+
+
+def test_states_and_plans_of_other_sizes_are_refused() -> None:
+    planner, problem = NMPC(), cart_pole(6)
+    with pytest.raises(ContractError, match=r"\(M, 4\), but got \(1, 3\)"):
+        planner.init(problem, NEAR_UPRIGHT[:, :3], generator=GENERATOR)
+    state = planner.init(problem, NEAR_UPRIGHT, generator=GENERATOR)
+    with pytest.raises(ContractError, match=r"\(M, 4\), but got \(4,\)"):
+        planner.plan(problem, NEAR_UPRIGHT[0], state, generator=GENERATOR)
+    with pytest.raises(ContractError, match="horizon 7, but got one of 6"):
+        planner.plan(cart_pole(7), NEAR_UPRIGHT, state, generator=GENERATOR)
+
+
+def test_costs_of_two_numbers_or_of_missing_params_are_refused() -> None:
+    class Two(SwingUp):
+        def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+            return y[..., :2]
+
+    with pytest.raises(ContractError, match=r"Two must return a tensor of 1 number .*shape \(2,\)"):
+        NMPC().check(dataclasses.replace(cart_pole(5), cost=Two()))
+
+    class Asks(SwingUp):
+        def terminal(self, y: Tensor, p: Tensor | None) -> Tensor:
+            return y[..., 0] - p[..., 0]  # type: ignore[index]
+
+    with pytest.raises(ContractError, match="Asks is called with tensors.*NoneType"):
+        NMPC().check(dataclasses.replace(cart_pole(5), cost=Asks()))

@@ -219,6 +219,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "powers": lambda x: x**2 + x**3 - (1 + x.abs()) ** 1.5 + x.square().sum(-1, keepdim=True).rsqrt(),
     "choice": lambda x: torch.where((x > 0) & ~(x > 1), x.exp(), -x.abs().sqrt()).clamp(-0.5, 2.0),
+    "logarithms": lambda x: (1 + x.abs()).log10() - (2 + x**2).log2() + torch.hypot(1 + x.abs(), x.flip(0)),
     "angles": lambda x: torch.atan2(x[..., :2], x[..., 1:3]) + torch.remainder(x[..., 2:4] + 3, 2.0),
     "sums": lambda x: torch.stack([x.norm(), x.mean(), x.prod(), x.amax(), x.cumsum(0)[2], x.amin()]),
     "shapes": lambda x: (x.reshape(2, 2) @ x.view(2, 2).T).flatten()[[0, 3]] + x.roll(1)[::2],
@@ -394,9 +395,14 @@ def test_a_constant_mask_picks_what_it_says() -> None:
     [
         (lambda a: a[a > 0], "depends on values"),
         (lambda a: torch.div(a, 2, rounding_mode="floor"), "div with rounding_mode"),
-        (lambda a: 1.0, "one tensor, but returned a float"),
-        (lambda a: (a, a), "one tensor, but returned a list"),
-        (lambda a: None, "one tensor, but returned a NoneType"),
+        (lambda a: 1.0, "must return a tensor.*returned a float"),
+        (lambda a: (a, a), "must return a tensor.*returned a tuple"),
+        (lambda a: None, "must return a tensor.*returned a NoneType"),
+        (lambda a: [1.0, 2.0][a[0]] * a, "fails: TypeError.*Problem.params"),
+        (lambda a: a @ a[:2], "fails: RuntimeError"),
+        (lambda a: a + torch.as_tensor(np.sin(a.detach().numpy())), "left torch"),
+        (lambda a: a * a[0].long(), "left torch"),
+        (lambda a: a * torch.rand(1), "torch operation rand"),
     ],
 )
 def test_what_cannot_be_traced_is_said_in_words(fun: Any, message: str) -> None:
