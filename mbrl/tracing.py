@@ -87,14 +87,15 @@ def trace(
         casadi.vertcat(*[casadi.SX(entry) for entry in result.ravel()]) if result.size else casadi.SX(0, 1)
     )
     made = casadi.Function(casadi.Function.fix_name(name), symbols, [column])
-    for reach in (0.7, 1.3):  # of the arguments
+    for away in (-0.2, 0.3):
         points = [
-            reach * torch.cos(torch.arange(float(e.numel())) + i).to(e).reshape(e.shape)
+            e + away * torch.cos(torch.arange(float(e.numel())) + i).to(e).reshape(e.shape)
             for i, e in enumerate(examples)
         ]
         truth = fun(*points).double().flatten()
         found = torch.from_numpy(made(*[point.flatten().numpy() for point in points]).full()[:, 0])
-        if not torch.allclose(found, truth, rtol=_SAME, atol=_SAME, equal_nan=True):
+        known = truth.abs() < 1e6  # where a model explodes, rounding does too
+        if not torch.allclose(found[known], truth[known], rtol=_SAME, atol=_SAME):
             raise ContractError(
                 f"{name} is not what torch computes where its arguments differ from those that it was traced with: a part "
                 "of it left torch or is random. Use torch's own operations, and none that make constants or integers of "

@@ -90,7 +90,7 @@ class Solver:
             "error_on_fail": False,
             "calc_lam_p": False,
             "show_eval_warnings": False,
-            "cache": {n: f for n, f in cache.items() if n != "nlp"},
+            "cache": {n: f for n, f in cache.items() if n not in ("nlp", "values")},
         }
         if self._clock is not None:
             common["iteration_callback"] = self._clock
@@ -110,6 +110,14 @@ class Solver:
             self._runs.append((solver, Buffered(solver, sizes)))
         self._name, self._iterations = name, iterations
         self._kept = cache  # CasADi does not hold Python functions
+        self._compiled = Buffered(cache["values"], ((1,), (program.ng,))) if code else None
+
+    def _values(self, z: Array, p: Array) -> tuple[Array, Array]:
+        """f (1,) and g (ng,)."""
+        if self._compiled is None:
+            return self._program.values(z)
+        f, g = self._compiled(z, p)
+        return f, g
 
     def __call__(
         self,
@@ -126,7 +134,7 @@ class Solver:
         if self._clock is not None:
             self._clock.start(budget_ms)
         warm = bool(bound_multipliers.any() or multipliers.any())
-        f, g = self._program.values(z)
+        f, g = self._values(z, p)
         if not all(np.isfinite(part).all() for part in (f, g, bound_multipliers, multipliers)):
             words, unknown = (
                 f"{self._name}: the guess leads out of the finite numbers",
@@ -145,7 +153,7 @@ class Solver:
         results = call(*given)
         stats = solver.stats(1)  # of the buffer's memory
         z, bound_multipliers, multipliers = (results[i].copy() for i in (0, 3, 4))
-        f, g = self._program.values(z)
+        f, g = self._values(z, given[1])
         return Solution(
             z=z,
             bound_multipliers=bound_multipliers,
@@ -289,8 +297,8 @@ def _finite_expression(values: Any, *, derivative: bool) -> Any:
 
 
 def _generated(program: Separable, asked: dict[str, tuple[str, ...]]) -> dict[str, casadi.Function]:
-    symbols, found = program.expressions()
-    found = {name: _finite_expression(e, derivative=name not in ("f", "g")) for name, e in found.items()}
+    symbols, plain = program.expressions()
+    found = {name: _finite_expression(e, derivative=name not in ("f", "g")) for name, e in plain.items()}
     found["grad_gamma_x"] = casadi.MX(program.nz, 1)
     found["triu_hess_gamma_x_x"] = casadi.triu(found["hess_gamma_x_x"])
     made = []
@@ -298,6 +306,7 @@ def _generated(program: Separable, asked: dict[str, tuple[str, ...]]) -> dict[st
         given = [n for n in symbols if name == "nlp_hess_l" or n in ("x", "p")]
         wanted = [found[result] for result in results]
         made.append(casadi.Function(name, [symbols[n] for n in given], wanted, given, list(results)))
+    made.append(casadi.Function("values", [symbols["x"], symbols["p"]], [plain["f"], plain["g"]]))
     return {function.name(): function for function in generated(made)}
 
 

@@ -264,7 +264,7 @@ class NMPC:
         control = built.control
         ends = control.program.nz, 2 * control.program.nz
         z, bound_multipliers, multipliers = start[: ends[0]], start[ends[0] : ends[1]], start[ends[1] : -1]
-        status, why, u, carried = 3, "the initial state is not finite", built.actions(z), start
+        status, why, carried = 3, "the initial state is not finite", start
         solved: dict[str, Any] = {}
         if np.isfinite(x).all():
             p = np.concatenate([z[control.states[0]], q[:-1].T.ravel(), q[-1], theta])
@@ -287,6 +287,7 @@ class NMPC:
             carried[: len(z)] = z
             if not found.iterations and not found.finite and not start[ends[0] :].any():
                 carried[:] = np.nan  # a guess that leads nowhere: from a new one
+        u = built.actions(z)
         states = built.roll(x, u, q, theta).states[0]
         nothing = np.full(control.branches, np.inf)
         return _Found(status, why, u.mean(0), states, nothing, carried, **solved)
