@@ -78,8 +78,8 @@ class NMPC:
     Attributes:
         transcription: "shooting", the model's own step between the nodes; "radau" or "legendre" collocation, or
             "hermite-simpson", of dynamics that are an ODE. The last has a free control in the middle of each step, where
-            path constraints hold too; of problems that a fast control can exploit it may end below the true optimum (a
-            hanging chain: by 2 %), so compare it with another one.
+            path constraints that a control enters hold too; where a fast control can exploit Simpson's rule it may end
+            below the true optimum, so compare it with another one.
         degree: of the collocation polynomials.
         solver: "fatrop" follows the structure in time; "ipopt"; or "sqp", whose steps are quadratic programs.
         qp: what solves those.
