@@ -158,6 +158,11 @@ class Exported(Euclidean):
 
 def scenarios(ensemble: Ensemble) -> Scenarios:
     """Each elite of an ensemble as a scenario, without its noise. Which they are is settled now: call again after a fit."""
+    if not isinstance(ensemble, Ensemble):
+        raise ContractError(
+            f"scenarios needs an Ensemble, but got a {type(ensemble).__name__}. Of a BayesianModel take "
+            "model.draw(n, generator=generator)."
+        )
     return Scenarios(tuple(Exported(Thompson(ensemble, member=e)) for e in ensemble.elites.tolist()))
 
 

@@ -33,6 +33,13 @@ class _Sized:
     model: Ensemble
     dtype: torch.dtype | None = None
 
+    def __post_init__(self) -> None:
+        if not hasattr(self.model, "elites"):
+            raise ContractError(
+                f"{type(self).__name__} needs an Ensemble, but got a {type(self.model).__name__}. Of a BayesianModel take "
+                "model.draw(n, generator=generator) or model.center; a LinearModel is dynamics itself."
+            )
+
     @property
     def nx(self) -> int:
         return self.model.nx
@@ -88,6 +95,7 @@ class Thompson(Propagation):
     member: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.member < self.model.members:
             raise ContractError(
                 f"Thompson needs one of the ensemble's {self.model.members} members, counted from 0, but got "

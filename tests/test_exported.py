@@ -265,3 +265,9 @@ def test_what_cannot_be_exported_is_refused_with_a_remedy(kind: str) -> None:
     make, remedy = REFUSED[kind]
     with pytest.raises(UnsupportedProblem, match=remedy):
         Exported(make())
+
+
+@pytest.mark.parametrize("wrap", [MeanDynamics, Thompson, scenarios])
+def test_what_has_no_members_is_told_how_to_get_them(wrap: Any) -> None:
+    with pytest.raises(ContractError, match=r"needs an Ensemble, but got a BayesianModel.*model\.draw"):
+        wrap(BayesianModel(3, 2, 0.1, hidden=(8,), generator=seeded()))
