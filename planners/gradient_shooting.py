@@ -103,6 +103,7 @@ class GradientShooting:
                 f"GradientShooting needs finite states, but x0 (M, nx) = {tuple(x0.shape)} holds NaN or inf."
             )
         dynamics, particles = realize(problem, generator=generator)
+        self._check_gradient(dynamics, x0, state.actions)
         deadline = math.inf if self.budget_ms is None else time.perf_counter() + 1e-3 * self.budget_ms
         # L-BFGS learns one curvature for all it is given, so each problem is given alone.
         groups = torch.split(torch.arange(len(x0)), len(x0) if self.method == "adam" else 1)
@@ -115,10 +116,21 @@ class GradientShooting:
             fresh, _ = realize(problem, generator=generator)
             final = evaluate(problem, fresh, x0, best[:, None], particles=particles, keep_states=True)
         assert final.states is not None
-        steps = (evaluations + len(x0)) * particles * problem.horizon // len(x0)
+        # A gradient counts as two rollouts more, forward and back.
+        steps = (3 * evaluations + len(x0)) * particles * problem.horizon // len(x0)
         return Plan(best, final.cost[:, 0], final.states[:, 0], info={"model_steps": steps}), ShootingState(
             best
         )
+
+    @torch.enable_grad()
+    def _check_gradient(self, dynamics: Dynamics, x0: Tensor, actions: Tensor) -> None:
+        """The cost may have a gradient of its own, so the step is asked."""
+        u = actions[:, None, 0].detach().clone().requires_grad_()
+        if not dynamics.step(x0[:, None], u, 0).requires_grad:
+            raise UnsupportedProblem(
+                "GradientShooting needs dynamics that torch can differentiate, but no gradient comes through "
+                f"{type(dynamics).__name__}. Use ILQR with FiniteDifference(dynamics)."
+            )
 
     def _descend(
         self,
@@ -144,11 +156,6 @@ class GradientShooting:
             cost = evaluate(problem, dynamics, x0, u[:, None], particles=particles).cost[:, 0]
             # A row that exploded must not move, nor take others along.
             total = torch.where(torch.isfinite(cost), cost, 0.0).sum()
-            if not total.requires_grad:
-                raise UnsupportedProblem(
-                    f"GradientShooting needs dynamics that torch can differentiate, but no gradient comes through "
-                    f"{type(problem.dynamics).__name__}. Use ILQR with FiniteDifference(dynamics)."
-                )
             (slope,) = torch.autograd.grad(total, z, allow_unused=True)
             z.grad = (
                 torch.zeros_like(z) if slope is None else slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -262,7 +262,7 @@ class _Search:
         )
         self.costs: list[np.ndarray] = []
         self.alphas = np.logspace(0, -3, planner.line_search) if planner.line_search > 1 else np.ones(1)
-        self.model_steps = 0
+        self.model_steps = np.zeros(M, dtype=np.int64)
 
     @property
     def active(self) -> np.ndarray:
@@ -301,6 +301,8 @@ class _Search:
         """One step of all rows that are not done."""
         planner, policy, progress, rows = self.planner, self.policy, self.progress, self.active
         D = self.horizon.expand(policy, rows, exact=planner.exact)
+        # However it was found, a Jacobian counts as the steps of forward differences.
+        self.model_steps[rows] += policy.u.shape[1] * (policy.K.shape[-1] + policy.u.shape[-1])
         self._backward(rows, D)
         rows = rows[progress.status[rows] == self.sweeps.ONGOING]
         if len(rows):
@@ -367,7 +369,7 @@ class _Search:
 
     def _roll(self, rows: np.ndarray, alphas: np.ndarray, feedback: np.ndarray) -> Rollout:
         """The closed loop from x0 for each α and share of feedback."""
-        self.model_steps += len(rows) * len(alphas) * self.policy.u.shape[1]
+        self.model_steps[rows] += len(alphas) * self.policy.u.shape[1]
         return self.horizon.roll(self.x0, self.policy, alphas, feedback, rows)
 
     def _keep(self, rows: np.ndarray, result: Rollout) -> None:
@@ -384,11 +386,12 @@ class _Search:
         states, K = torch.from_numpy(policy.x).to(x0), torch.from_numpy(policy.K).to(x0)
         info: dict[str, Tensor | float | int | str] = {
             "status": torch.from_numpy(progress.status),
+            "certified": torch.from_numpy(progress.status == self.sweeps.CONVERGED),
             "iterations": torch.from_numpy(progress.iterations),
             "damping": torch.from_numpy(progress.damping),
             "slope": torch.from_numpy(progress.slope),
             "costs": torch.from_numpy(np.stack(self.costs, 1)),
-            "model_steps": self.model_steps,
+            "model_steps": torch.from_numpy(self.model_steps),
         }
         return Plan(
             actions=self.problem.actions.clip(actions),

@@ -241,6 +241,10 @@ class NMPC:
             f"problem {m}: {one.why}" if len(x) > 1 else one.why for m, one in enumerate(found) if one.why
         ]
         info["explanation"] = "; ".join(told)
+        info["certified"] = info["status"] == 0
+        # An iteration counts as one rollout and one Jacobian by forward differences; its Hessian is not counted.
+        work = problem.horizon * (1 + problem.dynamics.nx + problem.dynamics.nu) * control.branches
+        info["model_steps"] = info["iterations"] * work
         if self.final_time is not None:
             info["final_time"] = torch.from_numpy(carried[:, control.time[0]])
         cost = torch.from_numpy(np.array([one.cost for one in found]))
