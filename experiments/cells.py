@@ -141,7 +141,7 @@ def run_job(job: Job) -> Outcome:
         films = episodes[0].states
     except MbrlError as error:
         record["refused"] = str(error)
-    except Exception as error:  # a defect in one cell must not end the comparison
+    except Exception as error:  # noqa: BLE001  a defect in one cell must not end the comparison
         record["crashed"] = f"{type(error).__name__}: {error}"
     record |= {"wall_s": round(time.perf_counter() - tic, 3), "machine": machine()}
     return Outcome(_finite(record), films)
@@ -169,7 +169,12 @@ def problem_of(cell: Cell, world: World, planner: Planner[Any]) -> tuple[Problem
         if holds:
             way = "scenarios" if isinstance(planner, ScenarioNMPC) else "expression"
         model = load_model(Path(cell.model))
-        options = {"propagation": way, "particles": cell.particles, "kappa": 0.0, "constraints": constraints}
+        options: dict[str, Any] = {
+            "propagation": way,
+            "particles": cell.particles,
+            "kappa": 0.0,
+            "constraints": constraints,
+        }
         problem = learned_problem(world, model, cell.horizon, **options)
         estimator = Measured(world.measure)
     if holds:

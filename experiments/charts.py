@@ -47,7 +47,7 @@ def line_chart(
     if not numbers:
         return ""
     limits = [v for v in limits if math.isfinite(v)]
-    low, high, ticks = _axis(min(*numbers, *limits, math.inf), max(*numbers, *limits, -math.inf), log)
+    low, high, ticks = axis_of(min(*numbers, *limits, math.inf), max(*numbers, *limits, -math.inf), log)
     end = max(times[-1], 1e-9)
 
     def x(t: float) -> float:
@@ -57,7 +57,7 @@ def line_chart(
         share = (math.log10(v) - low) / (high - low) if log else (v - low) / (high - low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
-    parts = [_horizontal(y(10**t if log else t), _text(t, log)) for t in ticks]
+    parts = [_horizontal(y(10**t if log else t), tick_text(t, log)) for t in ticks]
     parts += [_vertical(x(t), f"{t:g}") for t in _ticks(0, end, 6)]
     edges = [times[0], *((a + b) / 2 for a, b in pairwise(times)), times[-1]]
     for first, last in _runs(marked):
@@ -100,8 +100,8 @@ def phase_chart(xs: Sequence[float], ys: Sequence[float], *, xlabel: str, label:
     points = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if not points:
         return ""
-    left, right, across = _axis(min(a for a, _ in points), max(a for a, _ in points), False)
-    low, high, up = _axis(min(b for _, b in points), max(b for _, b in points), False)
+    left, right, across = axis_of(min(a for a, _ in points), max(a for a, _ in points), False)
+    low, high, up = axis_of(min(b for _, b in points), max(b for _, b in points), False)
 
     def place(a: float, b: float) -> tuple[float, float]:
         return (
@@ -109,8 +109,8 @@ def phase_chart(xs: Sequence[float], ys: Sequence[float], *, xlabel: str, label:
             HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (b - low) / (high - low),
         )
 
-    parts = [_horizontal(place(left, t)[1], _text(t, False)) for t in up]
-    parts += [_vertical(place(t, low)[0], _text(t, False)) for t in across]
+    parts = [_horizontal(place(left, t)[1], tick_text(t, False)) for t in up]
+    parts += [_vertical(place(t, low)[0], tick_text(t, False)) for t in across]
     path = "L".join("{:.1f} {:.1f}".format(*place(*point)) for point in points)
     parts.append(f'<path class="line s0" d="M{path}"/>')
     for kind, point in (("ring", points[0]), ("dot", points[-1])):
@@ -125,14 +125,14 @@ def histogram(values: Sequence[float], *, label: str, limit: float | None = None
         return ""
     ordered = sorted(values)
     top = ordered[int(0.97 * (len(ordered) - 1))]
-    low, high, _ = _axis(ordered[0], top, False)
+    low, high, _ = axis_of(ordered[0], top, False)
     if limit is not None and limit < 3 * high:
         low, high = min(low, limit), max(high, 1.05 * limit)
     bins = min(30, max(8, round(math.sqrt(len(values)) * 2)))
     counts = [0] * bins
     for value in values:
         counts[max(0, min(bins - 1, int((value - low) / (high - low) * bins)))] += 1
-    _, most, levels = _axis(0, max(counts), False)
+    _, most, levels = axis_of(0, max(counts), False)
 
     def x(v: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (v - low) / (high - low)
@@ -155,7 +155,7 @@ def histogram(values: Sequence[float], *, label: str, limit: float | None = None
     return _svg(parts, "plans", label, [])
 
 
-def _axis(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:
+def axis_of(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:
     """Limits and ticks around [low, high]; all in decades if `log`."""
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -180,7 +180,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _text(tick: float, log: bool) -> str:
+def tick_text(tick: float, log: bool) -> str:
     if log:
         return "1" if tick == 0 else f"1e{int(tick)}"
     return f"{tick:g}" if abs(tick) < 1e5 else f"{tick:.1e}"

@@ -87,17 +87,18 @@ class Evaluate:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code."""
     console, errors = Console(), Console(stderr=True)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
             choose_gl()
-            command = parse(list(sys.argv[1:] if argv is None else argv))
+            command = parse(words)
         except SystemExit as leave:  # tyro: --help, or an unknown option
             return leave.code if isinstance(leave.code, int) else 2
         except MbrlError as error:
             complain(errors, error)
             return 2
         with count_warnings(console):
-            return run(command, console)
+            return run(command, console, words)
     except MbrlError as error:
         complain(errors, error)
         return 2 if isinstance(error, UnknownName) else 1
@@ -131,7 +132,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import fit, mpc, pets
+    from mbrl.experiments import compare, fit, mpc, pets
 
     name: str | None = None
     rest = []
@@ -146,7 +147,7 @@ def parse(argv: list[str]) -> Any:
     train = rest[:1] == ["train"]
     if train and (len(rest) < 2 or rest[1] != "pets"):
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
-    if name is not None and rest and rest[0] in ("fit", "resume", "eval", "list", "check-env"):
+    if name is not None and rest and rest[0] in ("compare", "fit", "resume", "eval", "list", "check-env"):
         raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
     if name is None:
         name = "cem" if train else "icem"
@@ -161,6 +162,7 @@ def parse(argv: list[str]) -> Any:
     commands: dict[str, Any] = {
         "mpc": mpc.Config[planner],  # type: ignore[valid-type]
         "train": pets.Config[planner],  # type: ignore[valid-type]
+        "compare": compare.Config,
         "fit": fit.Config,
         "resume": Resume,
         "eval": Evaluate,
@@ -179,9 +181,9 @@ def parse(argv: list[str]) -> Any:
     )
 
 
-def run(command: Any, console: Console) -> int:
+def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
     from mbrl.envs import WORLDS, Pendulum, make_world
-    from mbrl.experiments import fit, mpc, pets
+    from mbrl.experiments import compare, fit, mpc, pets
 
     match command:
         case List():
@@ -214,6 +216,8 @@ def run(command: Any, console: Console) -> int:
             pets.main(command, console)
         case fit.Config():
             fit.main(command, console)
+        case compare.Config():
+            compare.main(command, console, command=argv)
         case Resume():
             config = pets.config_of(command.folder)
             if command.steps is not None:

@@ -79,7 +79,7 @@ def work(planner: Planner[Any], problem: Problem[Any, Any, Any]) -> float:
         return H * problem.particles
     if isinstance(planner, GradientShooting):
         return 3 * H * problem.particles
-    numbers = problem.dynamics.nx + problem.dynamics.nu
+    numbers: int = problem.dynamics.nx + problem.dynamics.nu
     if isinstance(planner, ILQR):
         numbers = getattr(problem.dynamics, "ndx", problem.dynamics.nx) + problem.dynamics.nu
         return H * (numbers + 1 + planner.line_search)

@@ -149,7 +149,8 @@ class RayCluster:
                 ray.init(**({"address": self.address} if self.address else own), log_to_driver=False)
             # Retried here and not by Ray, so that it can be told.
             task = ray.remote(num_cpus=self.threads, max_retries=0)(run_job)
-            waiting, running = [(job, 1) for job in reversed(jobs)], {}
+            waiting = [(job, 1) for job in reversed(jobs)]
+            running: dict[Any, tuple[Job, int]] = {}
             while waiting or running:
                 while waiting and not (alone and running):
                     job, attempt = waiting.pop()

@@ -50,6 +50,7 @@ def write_report(
     pages = resources.files("mbrl.experiments")
     text = Template(pages.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{config.env}, {planner['type']}"),
+        style=pages.joinpath("page.css").read_text(encoding="utf-8"),
         heading=escape(f"{config.env} with {planner['type']}"),
         badge=escape(badge),
         badge_class="bad" if bad else "",

@@ -34,7 +34,8 @@ def iqm(scores: Array, axis: int = -1) -> Array:
 
 
 def mean(scores: Array, axis: int = -1) -> Array:
-    return np.mean(scores, axis=axis)
+    found: Array = np.mean(scores, axis=axis)
+    return found
 
 
 def estimate(
@@ -111,7 +112,8 @@ def _wins(a: Array, b: Array) -> Array:
 def performance_profile(strata: Sequence[Array], thresholds: Array) -> Array:
     """The share of runs above each threshold (n,), every task weighing the same: (n,)."""
     shares = [(np.asarray(scores)[:, None] > thresholds).mean(0) for scores in strata]
-    return np.mean(shares, 0)
+    found: Array = np.mean(shares, 0)
+    return found
 
 
 def pareto(cost: Sequence[float], value: Sequence[float]) -> list[int]:

@@ -7,18 +7,20 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mujoco
 import numpy as np
+from torch import Tensor
 
-from mbrl.envs import write_state
+from mbrl.envs import World, write_state
 from mbrl.errors import MbrlError, MissingExtra
 from mbrl.experiments.recording import Recording, robot_root, tracked_body, walks
 
 WIDTH, HEIGHT = 720, 480  # multiples of 16, so that every player takes them
 RATE = 30.0  # frames per second of simulated time, at most
+TILE_WIDTH, TILE_HEIGHT, MOSAIC_RATE = 272, 208, 15.0
 PLAN, CANDIDATE = (0.10, 0.85, 0.55, 1.0), (0.95, 0.75, 0.25, 0.35)
 
 
@@ -39,17 +41,26 @@ def write_video(recording: Recording, path: Path) -> Path:
         NoGraphics: no usable OpenGL.
         MissingExtra: no encoder.
     """
+    frames = recording.frames(RATE)
+    stride = frames[1] - frames[0] if len(frames) > 1 else 1
+    fps = 1 / (stride * recording.problem.dynamics.dt)
+    encode(pictures(recording, frames), path, (WIDTH, HEIGHT), fps)
+    return path
+
+
+def encode(stream: Iterator[np.ndarray], path: Path, size: tuple[int, int], fps: float) -> None:
+    """Write pictures (height, width, 3), uint8, into an MP4 file.
+
+    Raises:
+        MissingExtra: no encoder.
+    """
     try:
         import imageio_ffmpeg
     except ImportError:
         raise MissingExtra("A video", "imageio-ffmpeg", "video") from None
-    frames = recording.frames(RATE)
-    stride = frames[1] - frames[0] if len(frames) > 1 else 1
-    fps = 1 / (stride * recording.problem.dynamics.dt)
-    stream = pictures(recording, frames)
     first = next(stream)  # graphics fail here, before there is a file
     writer = imageio_ffmpeg.write_frames(
-        str(path), (WIDTH, HEIGHT), fps=fps, codec="libx264", quality=7, ffmpeg_log_level="error"
+        str(path), size, fps=fps, codec="libx264", quality=7, ffmpeg_log_level="error"
     )
     writer.send(None)
     try:
@@ -57,24 +68,43 @@ def write_video(recording: Recording, path: Path) -> Path:
             writer.send(np.ascontiguousarray(picture))
     finally:
         writer.close()
-    return path
+
+
+def write_mosaic(world: World, films: Sequence[Tensor], path: Path) -> Path:
+    """Episodes of one world side by side in an MP4 file; one that has ended stays as it is.
+
+    Args:
+        films: of each episode, its states (T+1, nx).
+
+    Raises:
+        NoGraphics: no usable OpenGL.
+        MissingExtra: no encoder.
+    """
+    dt = world.model.opt.timestep * world.frame_skip
+    stride = max(1, math.ceil(1 / (MOSAIC_RATE * dt) - 1e-6))
+    part = path.with_suffix(".part.mp4")
+
+    def stream() -> Iterator[np.ndarray]:
+        with renderer_of(world.model, TILE_WIDTH, TILE_HEIGHT) as renderer:
+            data, views = mujoco.MjData(world.model), [camera(world) for _ in films]
+            for k in range(0, max(map(len, films)), stride):
+                tiles = []
+                for film, view in zip(films, views, strict=True):
+                    write_state(world.model, data, film[min(k, len(film) - 1)].nan_to_num())
+                    renderer.update_scene(data, view)
+                    tiles.append(renderer.render().copy())
+                yield np.concatenate(tiles, 1)
+
+    encode(stream(), part, (TILE_WIDTH * len(films), TILE_HEIGHT), 1 / (stride * dt))
+    return part.replace(path)
 
 
 def pictures(recording: Recording, frames: list[int]) -> Iterator[np.ndarray]:
     """Frames (HEIGHT, WIDTH, 3), uint8."""
-    model = copy.copy(recording.world.model)
-    model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
-    model.vis.quality.shadowsize = 1024  # twice as fast as the default in software rendering
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # glfw warns about what the exception says
-            renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
-    except AttributeError as error:  # MuJoCo leaves names out that it could not import
-        raise NoGraphics("its OpenGL library is missing or switched off") from error
-    except Exception as error:  # each platform fails in its own way
-        raise NoGraphics(str(error).split(",")[0] or type(error).__name__) from error
-    with renderer:
-        data, view, body = mujoco.MjData(model), camera(recording), tracked_body(model)
+    world = recording.world
+    model = world.model
+    with renderer_of(model, WIDTH, HEIGHT) as renderer:
+        data, view, body = mujoco.MjData(model), camera(world), tracked_body(model)
         width = 0.0022 * view.distance
         for frame in frames:
             write_state(model, data, recording.states[frame].nan_to_num())
@@ -85,9 +115,28 @@ def pictures(recording: Recording, frames: list[int]) -> Iterator[np.ndarray]:
             yield renderer.render()
 
 
-def camera(recording: Recording) -> mujoco.MjvCamera:
+def renderer_of(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer:
+    """A renderer of a copy of the model.
+
+    Raises:
+        NoGraphics: no usable OpenGL.
+    """
+    model = copy.copy(model)
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+    model.vis.quality.shadowsize = 1024  # twice as fast as the default in software rendering
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # glfw warns about what the exception says
+            return mujoco.Renderer(model, height, width)
+    except AttributeError as error:  # MuJoCo leaves names out that it could not import
+        raise NoGraphics("its OpenGL library is missing or switched off") from error
+    except Exception as error:  # each platform fails in its own way
+        raise NoGraphics(str(error).split(",")[0] or type(error).__name__) from error
+
+
+def camera(world: World) -> mujoco.MjvCamera:
     """The world's camera; where it says nothing, one that follows a walking robot from the side."""
-    model, wanted = recording.world.model, dict(recording.world.camera)
+    model, wanted = world.model, dict(world.camera)
     view = mujoco.MjvCamera()
     mujoco.mjv_defaultFreeCamera(model, view)
     view.elevation = -20.0 if walks(model) else -35.0
