@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 
 from mbrl.envs import World, make_world
-from mbrl.errors import MbrlError, UnsupportedProblem
+from mbrl.errors import ContractError, MbrlError, UnsupportedProblem
 from mbrl.estimators import FullState, Measured
 from mbrl.experiments.contenders import calibrated, contender, size_for
 from mbrl.experiments.episodes import Episode, run_episodes
 from mbrl.experiments.learned import learned_problem, load_model
 from mbrl.experiments.mpc import with_derivatives
+from mbrl.experiments.oracle import riccati_optimum
 from mbrl.experiments.recording import HELD
 from mbrl.mpc import MPC
 from mbrl.planners import ILQR, NMPC, ScenarioNMPC
@@ -137,7 +139,9 @@ def run_job(job: Job) -> Outcome:
     try:
         world = make_world(job.cell.env)
         episodes, told = _play(job, world)
-        record |= told | {"episodes": [_summary(job.cell, world, episode) for episode in episodes]}
+        best = _optimum(world, episodes, job.cell.steps)
+        summaries = [_summary(job.cell, world, e, o) for e, o in zip(episodes, best, strict=True)]
+        record |= told | {"episodes": summaries}
         films = episodes[0].states
     except MbrlError as error:
         record["refused"] = str(error)
@@ -221,7 +225,17 @@ def _start(world: World, estimator: Estimator) -> Tensor:
     return estimator(torch.as_tensor(np.asarray(obs)), info, None)
 
 
-def _summary(cell: Cell, world: World, episode: Episode) -> dict[str, Any]:
+def _optimum(world: World, episodes: Sequence[Episode], steps: int) -> list[float | None]:
+    """The largest return from each start, where the world is linear-quadratic."""
+    y0 = torch.stack([episode.states[0, -world.layout.size :] for episode in episodes])
+    try:
+        found: list[float | None] = riccati_optimum(world, y0, steps).tolist()
+    except ContractError:
+        return [None] * len(episodes)
+    return found
+
+
+def _summary(cell: Cell, world: World, episode: Episode, optimum: float | None) -> dict[str, Any]:
     """An episode in numbers; None where there is nothing to tell."""
     times = episode.plan_ms[~episode.plan_ms.isnan()].tolist()
     planned, gap = episode.planned, episode.planned - episode.realised
@@ -233,6 +247,7 @@ def _summary(cell: Cell, world: World, episode: Episode) -> dict[str, Any]:
         "diverged": episode.diverged,
         "planned": _mean(planned),
         "gap": _mean(gap),
+        "optimum": optimum,
         "plan_ms": statistics.median(times) if times else None,
         "plan_ms_worst": max(times, default=None),
         "late": sum(t > cell.amount for t in times) / len(times) if times and cell.timed else None,

@@ -87,8 +87,10 @@ def profile_chart(
         parts.append(
             f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>'
         )
-    for t in thresholds[:: max(1, len(thresholds) // 5)]:
-        x, _ = place(float(t), 0.0)
+    for t in axis_of(float(thresholds[0]), float(thresholds[-1]), False)[2]:
+        if not thresholds[0] <= t <= thresholds[-1]:
+            continue
+        x, _ = place(t, 0.0)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{t:.2g}</text>')
     looks = [names.index(name) for name in profiles]
     for i, (name, shares) in zip(looks, profiles.items(), strict=True):

@@ -134,6 +134,11 @@ class DatasetWriter:
         """How many there are."""
         return 0 if self._content is None else int(self._content["transitions"])
 
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return 0 if self._content is None else len(self._content["shards"])
+
     def cut(self, transitions: int) -> None:
         """Forget the shards after the first `transitions`, as a run must that goes on from an older checkpoint.
 
