@@ -7,46 +7,35 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-import torch
 from torch import Tensor
 
 from mbrl.envs import systems
 from mbrl.envs.limits import Within
-from mbrl.envs.mjcf import mjcf_world
+from mbrl.envs.twins import Endless, twin_world
 from mbrl.envs.world import World
 from mbrl.features import Features
 from mbrl.problem import Constraint
-from mbrl.symbolic import Symbolic
 
-_TIMESTEP, _SUBSTEPS = 0.025, 2  # s; the control step is 0.05 s
-_XML = """
-<mujoco model="cart-pole">
-  <option timestep="{timestep}" integrator="RK4" gravity="0 0 -{system.gravity}"/>
-  <visual><headlight ambient="0.5 0.5 0.5"/></visual>
-  <default><geom contype="0" conaffinity="0"/></default>
-  <worldbody>
-    <geom name="rail" type="capsule" size="0.015" fromto="-{limit} 0 0 {limit} 0 0" rgba="0.3 0.3 0.7 1"/>
-    <geom name="left end" type="box" size="0.01 0.06 0.06" pos="-{limit} 0 0" rgba="0.8 0.2 0.2 1"/>
-    <geom name="right end" type="box" size="0.01 0.06 0.06" pos="{limit} 0 0" rgba="0.8 0.2 0.2 1"/>
-    <body name="cart">
-      <inertial pos="0 0 0" mass="{system.cart}" diaginertia="1 1 1"/>
-      <joint name="slider" type="slide" axis="1 0 0"/>
-      <geom name="cart" type="box" size="0.08 0.05 0.04" rgba="0.7 0.7 0.8 1"/>
-      <body name="pole">
-        <inertial pos="0 0 -{system.length}" mass="{system.pole}" diaginertia="1e-12 1e-12 1e-12"/>
-        <joint name="hinge" axis="0 -1 0"/>
-        <geom name="rod" type="capsule" size="0.012" fromto="0 0 0 0 0 -{system.length}" rgba="0.1 0.6 0.6 1"/>
-        <geom name="bob" size="0.04" pos="0 0 -{system.length}" rgba="0.1 0.6 0.6 1"/>
-      </body>
-    </body>
-  </worldbody>
-  <actuator><motor name="force" joint="slider" ctrlrange="-20 20"/></actuator>
-</mujoco>
+_BODIES = """
+<geom name="rail" type="capsule" size="0.015" fromto="-{limit} 0 0 {limit} 0 0" rgba="0.3 0.3 0.7 1"/>
+<geom name="left end" type="box" size="0.01 0.06 0.06" pos="-{limit} 0 0" rgba="0.8 0.2 0.2 1"/>
+<geom name="right end" type="box" size="0.01 0.06 0.06" pos="{limit} 0 0" rgba="0.8 0.2 0.2 1"/>
+<body name="cart">
+  <inertial pos="0 0 0" mass="{system.cart}" diaginertia="1 1 1"/>
+  <joint name="slider" type="slide" axis="1 0 0"/>
+  <geom name="cart" type="box" size="0.08 0.05 0.04" rgba="0.7 0.7 0.8 1"/>
+  <body name="pole">
+    <inertial pos="0 0 -{system.length}" mass="{system.pole}" diaginertia="1e-12 1e-12 1e-12"/>
+    <joint name="hinge" axis="0 -1 0"/>
+    <geom name="rod" type="capsule" size="0.012" fromto="0 0 0 0 0 -{system.length}" rgba="0.1 0.6 0.6 1"/>
+    <geom name="bob" size="0.04" pos="0 0 -{system.length}" rgba="0.1 0.6 0.6 1"/>
+  </body>
+</body>
 """  # a point has no inertia of its own, but MuJoCo wants some
 
 
 @dataclass(frozen=True)
-class SwingUp:
+class SwingUp(Endless):
     """Swing the pole up and hold it over the middle of the track; never ends.
 
     reward = −(x² + 10 (1 + cos θ) + 0.01 u²), of the state before the step.
@@ -56,9 +45,6 @@ class SwingUp:
 
     def reward(self, y: Tensor, u: Tensor, y_next: Tensor) -> Tensor:
         return -(y[..., 0] ** 2 + 10 * (1 + y[..., 1].cos()) + 0.01 * u[..., 0] ** 2)
-
-    def terminated(self, y_next: Tensor) -> Tensor:
-        return torch.zeros(y_next.shape[:-1], dtype=torch.bool, device=y_next.device)
 
     @property
     def features(self) -> Features:
@@ -79,17 +65,16 @@ def cart_pole(*, limit: float = 1.0) -> World:
         data.qpos[1] = rng.uniform(-0.1, 0.1)
 
     system = systems.CartPole()
-    world = mjcf_world(
+    world = twin_world(
         "cart-pole",
-        _XML.format(timestep=_TIMESTEP, limit=limit, system=system),
+        system,
         SwingUp(),
-        frame_skip=_SUBSTEPS,
+        bodies=_BODIES.format(limit=limit, system=system),
+        actuator='<motor name="force" joint="slider" ctrlrange="-20 20"/>',
         reset=start,
-        max_steps=200,
         camera={"distance": 3.2, "azimuth": 90.0, "elevation": -10.0, "lookat": [0.0, 0.0, 0.0]},
+        gravity=system.gravity,
+        substeps=2,
     )
-    return dataclasses.replace(
-        world,
-        constraints=(Constraint(Within(0, -limit, limit, "cart's position (m)"), name="track"),),
-        analytic=Symbolic(systems.Discretized(system, _TIMESTEP * _SUBSTEPS, "rk4", _SUBSTEPS)),
-    )
+    track = Constraint(Within(0, -limit, limit, "cart's position (m)"), name="track")
+    return dataclasses.replace(world, constraints=(track,))

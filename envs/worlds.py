@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbrl.envs.cart_pole import cart_pole
+from mbrl.envs.classic import acrobot, double_integrator, pendulum
 from mbrl.envs.g1 import g1_stand
 from mbrl.envs.panda import panda_push, panda_reach
 from mbrl.envs.pendulum import Pendulum
@@ -44,8 +45,14 @@ WORLDS: dict[str, Entry] = {
     }.items()
 }
 WORLDS |= {
+    "acrobot": Entry(acrobot, "Swing up two links from the elbow (1 action, analytic)", analytic=True),
     "cart-pole": Entry(
         cart_pole, "Swing up a pole on a cart, on a short track (1 action, analytic)", analytic=True
+    ),
+    "double-integrator": Entry(
+        double_integrator,
+        "Bring a point on a line to rest; the optimum is known (1 action, analytic)",
+        analytic=True,
     ),
     "g1-stand": Entry(g1_stand, "Unitree G1: stand while being pushed (29 actions)"),
     "go2-stand": Entry(go2_stand, "Unitree Go2: stand while being pushed (12 actions)"),
@@ -53,6 +60,9 @@ WORLDS |= {
     "go2-walk": Entry(go2_walk, "Unitree Go2: walk at a commanded velocity (12 actions)"),
     "panda-push": Entry(panda_push, "Franka Panda: push a cube to a goal (7 actions)"),
     "panda-reach": Entry(panda_reach, "Franka Panda: reach a point (7 actions)"),
+    "pendulum": Entry(
+        pendulum, "Swing up a pendulum whose motor is weak (1 action, analytic)", analytic=True
+    ),
     "pets-cartpole": Entry(pets_cartpole, "PETS: swing up a pole on a cart (1 action)"),
     "pets-halfcheetah": Entry(pets_halfcheetah, "PETS: run in the plane (6 actions)"),
     "pets-pusher": Entry(pets_pusher, "PETS: push a cylinder with an arm (7 actions)"),

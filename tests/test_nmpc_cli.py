@@ -159,7 +159,7 @@ def test_the_problem_on_a_learned_model(planner: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["--planner", "nmpc"], "the simulator of HalfCheetah-v5 is none. Plan in a model that was learned on it, --model FOLDER, or take a world with an analytic model: --env cart-pole."),
+        (["--planner", "nmpc"], "the simulator of HalfCheetah-v5 is none. Plan in a model that was learned on it, --model FOLDER, or take a world with an analytic model: --env acrobot | cart-pole | double-integrator | pendulum."),
         (["--planner", "scenario-nmpc"], "ScenarioNMPC plans for all members of a learned ensemble, but none is given: --model FOLDER"),
         (["--planner", "nmcp"], "Did you mean nmpc"),
         (["--planner", "nmpc", "--env", "cartpole"], "Did you mean"),
