@@ -112,10 +112,10 @@ def test_the_optimum_lies_within_the_bounds_from_every_start(world: World) -> No
 
 
 @pytest.mark.parametrize(
-    ("planner", "share"), [(ILQR(iterations=3), 1e-2), (NMPC(), 1e-2), (ICEM(population=20), 2.0)], ids=["ilqr", "nmpc", "icem"]
+    ("planner", "share"), [(ILQR(iterations=3), 0.02), (NMPC(), 0.02), (ICEM(population=20), 2.0)], ids=["ilqr", "nmpc", "icem"]
 )  # fmt: skip
 def test_no_planner_earns_more(world: World, planner: Any, share: float) -> None:
-    """Over 40 steps, of which each plan sees 30; at most `share` of the optimum is lost."""
+    """Plans go on for 30 steps even where the episode ends after 40; at most `share` of the optimum is lost."""
     problem = world.problem(30, dynamics=world.analytic)
     if isinstance(planner, NMPC):
         problem = dataclasses.replace(problem, terminated=None)
