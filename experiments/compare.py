@@ -209,7 +209,11 @@ def _run(config: Config, cells: Sequence[Cell], ledger: Ledger, console: Console
         return
     console.print(f"{len(jobs)} jobs for {len(cells)} cells -> {config.out}", highlight=False, soft_wrap=True)
     executor: Executor = executor_of(
-        config.executor, workers=config.workers, threads=config.threads, address=config.address
+        config.executor,
+        workers=config.workers,
+        threads=config.threads,
+        address=config.address,
+        folder=config.out,
     )
     started, done = time.monotonic(), 0
     untimed, timed = [job for job in jobs if not job.cell.timed], [job for job in jobs if job.cell.timed]

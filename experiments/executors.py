@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from mbrl.errors import ContractError, MissingExtra
 from mbrl.experiments.cells import Job, Outcome, run_job
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+Work = Callable[[Job], Outcome]
 
 
 class Executor(Protocol):
@@ -37,11 +41,13 @@ class LocalPool:
         workers: how many; 0 for as many as the processors allow.
         threads: of each.
         retries: how often a job whose worker died is tried again.
+        work: what a job is run by.
     """
 
     workers: int = 0
     threads: int = 1
     retries: int = 2
+    work: Work = run_job
 
     def run(self, jobs: Sequence[Job], *, alone: bool = False) -> Iterator[Outcome]:
         cores = sorted(os.sched_getaffinity(0))
@@ -60,10 +66,10 @@ class LocalPool:
                             job, attempt = waiting.pop()
                             pools.setdefault(slot, _pool(shares[slot]))
                             try:
-                                future = pools[slot].submit(run_job, job)
+                                future = pools[slot].submit(self.work, job)
                             except BrokenProcessPool:  # it died between two jobs
                                 pools[slot] = _pool(shares[slot])
-                                future = pools[slot].submit(run_job, job)
+                                future = pools[slot].submit(self.work, job)
                             running[future] = slot, job, attempt
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         slot, job, attempt = running.pop(future)
@@ -130,12 +136,14 @@ class RayCluster:
         workers: processors of that new one; 0 for all.
         threads: of each job.
         retries: how often a job whose worker died is tried again.
+        work: what a job is run by.
     """
 
     address: str | None = None
     workers: int = 0
     threads: int = 1
     retries: int = 2
+    work: Work = run_job
 
     def run(self, jobs: Sequence[Job], *, alone: bool = False) -> Iterator[Outcome]:
         try:
@@ -148,7 +156,7 @@ class RayCluster:
                 own |= {"_node_ip_address": "127.0.0.1"}
                 ray.init(**({"address": self.address} if self.address else own), log_to_driver=False)
             # Retried here and not by Ray, so that it can be told.
-            task = ray.remote(num_cpus=self.threads, max_retries=0)(run_job)
+            task = ray.remote(num_cpus=self.threads, max_retries=0)(self.work)
             waiting = [(job, 1) for job in reversed(jobs)]
             running: dict[Any, tuple[Job, int]] = {}
             while waiting or running:
@@ -166,12 +174,64 @@ class RayCluster:
                         yield _lost(job, attempt)
 
 
-def executor_of(name: str, *, workers: int, threads: int, address: str | None) -> Executor:
+@dataclass(frozen=True)
+class SlurmQueue:
+    """Jobs of a SLURM cluster, which share a file system with this machine; timed ones have a node to themselves.
+
+    Attributes:
+        folder: for the scripts and logs of the queue.
+        threads: of each job.
+        minutes: that a job may take.
+        retries: how often a job that the queue has lost is tried again.
+        cluster: "slurm", or "local" for processes on this machine.
+        work: what a job is run by.
+    """
+
+    folder: Path
+    threads: int = 1
+    minutes: int = 240
+    retries: int = 2
+    cluster: Literal["slurm", "local"] = "slurm"
+    work: Work = run_job
+
+    def run(self, jobs: Sequence[Job], *, alone: bool = False) -> Iterator[Outcome]:
+        try:
+            import submitit
+        except ImportError:
+            raise MissingExtra("--executor slurm", "submitit", "slurm") from None
+        queue = submitit.AutoExecutor(self.folder, cluster=self.cluster)
+        queue.update_parameters(timeout_min=self.minutes, cpus_per_task=self.threads)
+        if alone:
+            queue.update_parameters(slurm_exclusive="")
+        waiting = [(job, 1) for job in reversed(jobs)]
+        running: list[tuple[Any, Job, int]] = []
+        with _threads(self.threads):
+            while waiting or running:
+                while waiting and not (alone and running):
+                    job, attempt = waiting.pop()
+                    running.append((queue.submit(self.work, job), job, attempt))
+                ended = [entry for entry in running if entry[0].done()]
+                running = [entry for entry in running if entry not in ended]
+                for submitted, job, attempt in ended:
+                    try:
+                        yield _told(submitted.result(), attempt)
+                    except submitit.core.utils.UncompletedJobError:
+                        if attempt <= self.retries:
+                            waiting.append((job, attempt + 1))
+                        else:
+                            yield _lost(job, attempt)
+                if not ended:
+                    time.sleep(1.0)
+
+
+def executor_of(name: str, *, workers: int, threads: int, address: str | None, folder: Path) -> Executor:
     """The executor called so.
 
     Raises:
         ContractError: an address for one that has none.
     """
+    if name == "slurm" and address is None:
+        return SlurmQueue(folder / "slurm", threads)
     if name == "ray":
         return RayCluster(address, workers, threads)
     if address is not None:

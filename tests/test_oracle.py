@@ -90,15 +90,19 @@ def test_its_feedback_earns_the_optimum_in_the_real_environment(world: World, se
 
 
 def test_no_other_controls_earn_more(world: World) -> None:
-    """In every direction the return falls: by half the curvature, whose least eigenvalue is positive."""
-    optimum, u = riccati_optimum(world, STARTS, STEPS), best_actions(world, STARTS, STEPS)
+    """It is their only maximum: the return is flat there, and its curvature negative in all directions."""
+    H = 60
+    optimum, u = riccati_optimum(world, STARTS, H), best_actions(world, STARTS, H)
     torch.testing.assert_close(returns(world, STARTS, u), optimum, rtol=1e-12, atol=0)
     for size in (1e-3, 0.1, 3.0):
-        wind = size * torch.randn(100, *u.shape, generator=seeded(), dtype=torch.float64)
-        assert (returns(world, STARTS, u + wind) < optimum).all()
-    curvature = torch.func.hessian(lambda v: returns(world, STARTS[0], v[:, None]))(u[0, :, 0])
-    slope = torch.func.grad(lambda v: returns(world, STARTS[0], v[:, None]))(u[0, :, 0])
-    assert torch.linalg.eigvalsh(curvature).max() < -1e-3 and slope.abs().max() < 1e-12
+        change = size * torch.randn(30, *u.shape, generator=seeded(), dtype=torch.float64)
+        assert (returns(world, STARTS, u + change) < optimum).all()
+
+    def earned(v: Tensor) -> Tensor:
+        return returns(world, STARTS[0], v[:, None])
+
+    assert torch.linalg.eigvalsh(torch.func.hessian(earned)(u[0, :, 0])).max() < -1e-2
+    assert torch.func.grad(earned)(u[0, :, 0]).abs().max() < 1e-12
 
 
 def test_the_optimum_lies_within_the_bounds_from_every_start(world: World) -> None:
@@ -108,18 +112,18 @@ def test_the_optimum_lies_within_the_bounds_from_every_start(world: World) -> No
 
 
 @pytest.mark.parametrize(
-    ("planner", "share"), [(ILQR(iterations=3), 1e-2), (NMPC(), 1e-2), (ICEM(), 1.0)], ids=["ilqr", "nmpc", "icem"]
+    ("planner", "share"), [(ILQR(iterations=3), 0.02), (NMPC(), 0.02), (ICEM(population=20), 2.0)], ids=["ilqr", "nmpc", "icem"]
 )  # fmt: skip
 def test_no_planner_earns_more(world: World, planner: Any, share: float) -> None:
-    """Over 60 steps, of which each plan sees 30; at most `share` of the optimum is lost."""
+    """Plans go on for 30 steps even where the episode ends after 40; at most `share` of the optimum is lost."""
     problem = world.problem(30, dynamics=world.analytic)
     if isinstance(planner, NMPC):
         problem = dataclasses.replace(problem, terminated=None)
     env, total = world.make(), 0.0
     policy = MPC(problem, planner, estimator=Measured(world.measure, torch.float64), generator=seeded())
     obs, info = env.reset(seed=0)
-    optimum = float(riccati_optimum(world, world.measure(obs, info), 60)[0])
-    for _ in range(60):
+    optimum = float(riccati_optimum(world, world.measure(obs, info), 40)[0])
+    for _ in range(40):
         obs, reward, _, _, info = env.step(policy(obs, info)[0].float().numpy())
         total += float(reward)
     env.close()
@@ -179,7 +183,7 @@ def test_what_has_no_such_optimum_is_told(world: World) -> None:
     refused(dataclasses.replace(world, task=Free()), "positive definite")
     refused(
         world,
-        r"within \[-5.0\] and \[5.0\], but from these states it takes up to 118 at step 0",
+        r"within \[-5.0\] and \[5.0\], but from these states it takes up to 117 at step 0",
         30 * STARTS,
         50,
     )

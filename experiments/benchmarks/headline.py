@@ -64,7 +64,7 @@ def learn(env: str, config: Config, console: Console) -> Path:
         horizon = compare.HORIZONS.get(env, 30)
         data = gather(make_world(env), config.out / "data" / env, transitions, horizon=horizon)
         if not (folder / "model").exists():
-            fit.main(fit.Config(data, out=folder, hidden=hidden, fit=config.fit), Console(quiet=True))
+            fit.main(fit.Config(dataset=data, out=folder, hidden=hidden, fit=config.fit), Console(quiet=True))
     return folder
 
 
