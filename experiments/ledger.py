@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -38,12 +39,13 @@ class Ledger:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / "compare.lock")
             self._lock.acquire(timeout=0)
-            try:
-                self.records = self._read()
+        try:
+            self.records = self._read()
+            with readable_errors(self.folder):
                 self._file = self.path.open("a", encoding="utf-8")
-            except BaseException:
-                self._lock.release()
-                raise
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -58,7 +60,8 @@ class Ledger:
                 record["key"], record["cell"], record["seeds"]
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
-                    f"{self.path} is damaged in line {number}: {error}. Restore the file, or delete the line."
+                    f"{self.path} is damaged in line {number}: {type(error).__name__} {error}. Restore the file, or "
+                    "delete the line."
                 ) from error
             records.append(record)
         return records
@@ -112,7 +115,8 @@ class Ledger:
         return self.folder / "films" / f"{key}.safetensors"
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk was reported by the write that hit it
+            self._file.close()
         self._lock.release()
 
     def __enter__(self) -> Self:
