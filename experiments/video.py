@@ -13,7 +13,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from mbrl.envs import write_state
+from mbrl.envs import World, write_state
 from mbrl.errors import MbrlError, MissingExtra
 from mbrl.experiments.recording import Recording, robot_root, tracked_body, walks
 
@@ -74,7 +74,7 @@ def pictures(recording: Recording, frames: list[int]) -> Iterator[np.ndarray]:
     except Exception as error:  # each platform fails in its own way
         raise NoGraphics(str(error).split(",")[0] or type(error).__name__) from error
     with renderer:
-        data, view, body = mujoco.MjData(model), camera(recording), tracked_body(model)
+        data, view, body = mujoco.MjData(model), camera(recording.world), tracked_body(model)
         width = 0.0022 * view.distance
         for frame in frames:
             write_state(model, data, recording.states[frame].nan_to_num())
@@ -85,9 +85,9 @@ def pictures(recording: Recording, frames: list[int]) -> Iterator[np.ndarray]:
             yield renderer.render()
 
 
-def camera(recording: Recording) -> mujoco.MjvCamera:
+def camera(world: World) -> mujoco.MjvCamera:
     """The world's camera; where it says nothing, one that follows a walking robot from the side."""
-    model, wanted = recording.world.model, dict(recording.world.camera)
+    model, wanted = world.model, dict(world.camera)
     view = mujoco.MjvCamera()
     mujoco.mjv_defaultFreeCamera(model, view)
     view.elevation = -20.0 if walks(model) else -35.0
