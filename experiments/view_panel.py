@@ -189,32 +189,32 @@ class Panel:
         session, row = self._session, self._session.row
         self._pause.label = "Go on" if session.paused else "Pause"
         factor = self._pace.factor
-        how = "running" if session.planning else "running with the safe action"
+        how = "" if session.planning else "safe action, "
         if session.ended is not None:
-            how = f"episode over: {session.ended}"
+            how = f"over: {session.ended}"
         elif session.paused:
             how = "paused"
         elif math.isfinite(factor):
-            how += f" at {factor:.2f} × real time"
+            how += f"{factor:.2f} × real time"
         numbers = {
             "return": session.total,
             "plan cost": row.get("plan_cost"),
             "plan, ms": row.get("plan_ms"),
-            "effective samples": row.get("planner/effective_samples"),
+            "eff. samples": row.get("planner/effective_samples"),
             "prediction error": row.get("output_error"),
             "fallbacks": session.policy.fallbacks,
         }
         cells = [
-            f'<td>{name}</td><td style="text-align:right;padding-right:1em">{_number(value)}</td>'
+            f'<td>{name}</td><td style="text-align:right;padding-right:.8em">{_number(value)}</td>'
             for name, value in numbers.items()
         ]
         lines = "".join(f"<tr>{a}{b}</tr>" for a, b in zip(cells[::2], cells[1::2], strict=True))
         self._status.content = (
             f'<div style="padding:0 1em .3em;font-size:.85em"><b>{escape(session.world.name)}</b> with '
-            f"{type(session.policy.planner).__name__}: {escape(how)}<br>"
-            f"seed {session.seed}, step {session.steps}, {session.steps * session.dt:.2f} s"
+            f"{type(session.policy.planner).__name__}, seed {session.seed}<br>"
+            f"{session.steps * session.dt:.2f} s (step {session.steps}), {escape(how)}"
             f"{'' if session.shows_plans else NO_PLANS}"
-            f'<table style="width:100%">{lines}</table></div>'
+            f'<table style="width:100%;white-space:nowrap;font-size:.93em">{lines}</table></div>'
         )
         if self._history:
             t, ms, cost = np.array(self._history).T

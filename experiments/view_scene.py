@@ -41,19 +41,29 @@ class Scene:
         for g in range(world.model.ngeom):
             if world.model.geom_type[g] == _GEOM.mjGEOM_PLANE and self._floor is None:
                 self._floor = self._add_floor(g)
-        self._size = 2 * float(world.model.stat.extent)
+        size = self._size()
         self._plan = self._add_lines("/world/plan", PLAN[:3], 6.0)
         self._candidates = self._add_lines("/world/candidates", CANDIDATE[:3], 2.0)
+        self._arrow = 0.5 * size
         self._push = self._scene.add_arrows(
             "/world/push",
             np.zeros((1, 2, 3)),
             _rgb(PUSH),
-            shaft_radius=0.012 * self._size,
-            head_radius=0.03 * self._size,
-            head_length=0.06 * self._size,
+            shaft_radius=0.015 * size,
+            head_radius=0.04 * size,
+            head_length=0.12 * size,
             visible=False,
         )
         self._look(server, world)
+
+    def _size(self) -> float:
+        """Of the robot, m."""
+        model = self._model
+        own = model.body_rootid[model.geom_bodyid] == self._root
+        centres, radii = self._data.geom_xpos[own], model.geom_rbound[own][:, None]
+        if not len(centres):
+            return float(model.stat.extent)
+        return float(np.linalg.norm((centres + radii).max(0) - (centres - radii).min(0)))
 
     def _look(self, server: viser.ViserServer, world: World) -> None:
         """Look as the world's pictures do, a little further away for the panel at the side."""
@@ -86,7 +96,7 @@ class Scene:
         self._push.visible = push is not None
         if push is not None:
             at = data.xipos[self._body]
-            tail = at - 0.35 * self._size * push / np.linalg.norm(push)
+            tail = at - self._arrow * push / max(float(np.linalg.norm(push)), 1e-9)
             self._push.points = np.stack([tail, at])[None]
 
     def show_plans(self, paths: np.ndarray, *, candidates: bool) -> None:
@@ -123,7 +133,7 @@ class Scene:
             plane_color=(235, 238, 242),
             plane_opacity=1.0,
             shadow_opacity=0.3,
-            fade_distance=15.0 * max(1.0, float(model.stat.extent)),
+            fade_distance=30.0,
             position=(0.0, 0.0, height),
         )
 

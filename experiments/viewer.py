@@ -21,6 +21,7 @@ from mbrl.experiments.view_scene import Scene
 
 DRAWN, TRACED = 1 / 30, 0.1  # s between pictures, and between drawn plans, at least
 NONE = np.zeros((0, 1, 3))
+WAIT = 0.05  # s for which Ctrl-C may have to wait
 PAUSE = 1.0  # s after an episode, before the next one
 
 
@@ -71,13 +72,15 @@ class Viewer:
             self.server.stop()
 
     def turn(self) -> None:
-        """What is due: commands, a step, a picture; else wait, 50 ms at most."""
+        """What is due: commands, a step, a picture; else wait, but not for long."""
         session, pace = self.session, self.pace
         runs = not session.paused and session.ended is None
+        wait = min(pace.wait(), WAIT) if runs else WAIT
         with contextlib.suppress(queue.Empty):
-            timeout = min(pace.wait(), 0.05) if runs else 0.05
-            self.panel.commands.get(timeout=max(timeout, 1e-6))()
+            self.panel.commands.get(timeout=max(wait, 1e-6))()
             self._changed = True
+            while True:  # the rest of what was asked for during a slow step
+                self.panel.commands.get_nowait()()
         if not session.paused and session.ended is None and not pace.wait():
             self.panel.step()
             self._changed = True
