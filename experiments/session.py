@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbrl.envs import WithState, make_world
 from mbrl.envs.pushes import Pushable
-from mbrl.errors import ContractError
+from mbrl.errors import ContractError, UnknownName
 from mbrl.experiments.mpc import Control, allowed_steps, measure, policy_of
 from mbrl.experiments.recording import robot_root, shows_plans, traces, tracked_body
 from mbrl.problem import Plan
@@ -162,6 +162,8 @@ class Session:
         """
         now = self.parameters()
         for name, value in values.items():
+            if name not in now:
+                raise UnknownName("parameter", name, now)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ContractError(f"{name} needs a number, but got {value!r}.")
             if isinstance(now[name], int) and value != int(value):
@@ -195,10 +197,10 @@ class Pace:
         return max(0.0, self._due - (time.perf_counter() if now is None else now))
 
     def stepped(self, now: float | None = None) -> None:
-        """A step begins. What it is late by is not made up for later."""
+        """A step begins. What it is late by is made up for, but never more than one step."""
         now = time.perf_counter() if now is None else now
         period = self.dt / self.speed
-        self._due = max(self._due, now - period) + period
+        self._due = (self._due if now - self._due < period else now) + period
         self._steps.append(now)
         while len(self._steps) > 2 and now - self._steps[0] > 1.0:
             self._steps.popleft()

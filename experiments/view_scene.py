@@ -122,7 +122,6 @@ class Scene:
         return frame
 
     def _add_floor(self, g: int) -> viser.GridHandle:
-        model = self._model
         height = float(self._data.geom_xpos[g, 2])
         return self._scene.add_grid(
             "/world/floor",
