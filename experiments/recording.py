@@ -116,8 +116,10 @@ def shows_plans(world: World, problem: Problem[Any, Any, Any]) -> bool:
     return simulated or (analytic(world, problem) and "qpos" in world.layout)
 
 
-def traces(world: World, problem: Problem[Any, Any, Any], plan: Plan, body: int) -> np.ndarray:
-    """Where a body would go: (1 + n, H+1, 3), first by the plan, then by n sampled candidates.
+def traces(
+    world: World, problem: Problem[Any, Any, Any], plan: Plan, body: int, *, sampled: bool = True
+) -> np.ndarray:
+    """Where a body would go: (1 + n, H+1, 3), first by the plan, then by n sampled candidates if they are wanted.
 
     Candidates are simulated again here, because keeping their states would slow the planner down.
     The states of a learned model are what the task reads, not where bodies are: no traces.
@@ -126,11 +128,11 @@ def traces(world: World, problem: Problem[Any, Any, Any], plan: Plan, body: int)
         return np.full((0, 1, 3), np.nan)
     states = plan.states[:1]  # (1, H+1, nx)
     candidates = plan.info.get("candidates")
-    if isinstance(candidates, Tensor):
+    if sampled and isinstance(candidates, Tensor):
         n = candidates.shape[1]
-        sampled = rollout(problem.dynamics, states[0, :1].expand(n, -1), candidates[0])
-        H = min(states.shape[1], sampled.shape[1])
-        states = torch.cat([states[:, :H], sampled[:, :H]])
+        others = rollout(problem.dynamics, states[0, :1].expand(n, -1), candidates[0])
+        H = min(states.shape[1], others.shape[1])
+        states = torch.cat([states[:, :H], others[:, :H]])
     if analytic(world, problem):
         return body_positions(world.model, states[..., world.layout["qpos"]].numpy(), body)
     return body_positions(world.model, states.numpy(), body)

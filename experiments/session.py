@@ -73,12 +73,12 @@ class Session:
         """Whether the states of plans tell where bodies are."""
         return shows_plans(self.world, self.policy.problem)
 
-    def traces(self) -> np.ndarray:
+    def traces(self, *, sampled: bool) -> np.ndarray:
         """Where the tracked body would go: (1 + n, H+1, 3), by the plan and n candidates; (0, …) without a plan."""
         plan = self.plan
         if plan is None:
             return np.zeros((0, 1, 3))
-        return traces(self.world, self.policy.problem, plan, self.tracked)
+        return traces(self.world, self.policy.problem, plan, self.tracked, sampled=sampled)
 
     @property
     def plan(self) -> Plan | None:

@@ -81,7 +81,7 @@ class Scene:
             at = self._data.subtree_com[view.trackbodyid] * [0, 0, 1]
         server.initial_camera.fov = math.radians(float(world.model.vis.global_.fovy))
         server.initial_camera.look_at = at
-        server.initial_camera.position = at - 1.2 * view.distance * forward
+        server.initial_camera.position = at - 1.4 * view.distance * forward
 
     def show(self, state: np.ndarray, *, follow: bool, push: np.ndarray | None) -> None:
         """The robot in the state (nx,), and the force (3,) that pushes it."""
@@ -99,10 +99,10 @@ class Scene:
             tail = at - self._arrow * push / max(float(np.linalg.norm(push)), 1e-9)
             self._push.points = np.stack([tail, at])[None]
 
-    def show_plans(self, paths: np.ndarray, *, candidates: bool) -> None:
+    def show_plans(self, paths: np.ndarray) -> None:
         """Where the tracked body would go, (1 + n, H+1, 3): the plan and n candidates; or none, (0, …)."""
         _draw(self._plan, paths[:1])
-        _draw(self._candidates, paths[1:] if candidates else paths[:0])
+        _draw(self._candidates, paths[1:])
 
     def _add_body(self, body: int) -> viser.FrameHandle:
         """A frame with the body's geoms, but those of the groups that MuJoCo does not show, 3 and above."""

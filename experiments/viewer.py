@@ -105,9 +105,10 @@ class Viewer:
             self.scene.show(session.state.numpy(), follow=self.panel.follow, push=session.pushed)
             self.panel.show()
             self._changed, self._drawn = False, now
-            if session.paused or now - self._traced >= TRACED:
-                paths = session.traces() if self.server.get_clients() else NONE
-                self.scene.show_plans(paths, candidates=self.panel.candidates)
+            still = session.paused or session.ended is not None
+            if still or now - self._traced >= TRACED:
+                watched = bool(self.server.get_clients())
+                self.scene.show_plans(session.traces(sampled=self.panel.candidates) if watched else NONE)
                 self._traced = now
         self.server.flush()
 

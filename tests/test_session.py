@@ -86,15 +86,16 @@ def test_the_horizon_changes_from_the_next_plan_on(planner: str, horizon: int) -
     assert watched.policy.fallbacks == 0
 
 
-def test_ilqr_changes_too() -> None:
-    watched = Session(
-        cli.parse(["view", "--planner", "ilqr", "--env", "cart-pole", "--horizon", "8", "--threads", "1"])
-    )
+@pytest.mark.parametrize("planner", ["ilqr", "fddp", "nmpc"])
+def test_planners_that_do_not_sample_change_too(planner: str) -> None:
+    options = ["--env", "cart-pole", "--horizon", "8", "--threads", "1"]
+    watched = Session(cli.parse(["view", "--planner", planner, *options]))
     run(watched, 2)
     watched.change(iterations=1, horizon=10)
     run(watched, 2)
     assert watched.plan is not None and watched.plan.actions.shape[1] == 10
-    assert watched.row["planner/iterations"] <= 1
+    assert watched.parameters()["iterations"] == 1 and watched.policy.fallbacks == 0
+    assert watched.traces(sampled=True).shape == (1, 11, 3)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_reset_takes_the_next_seed() -> None:
     watched.push(np.ones(3), 9)
     watched.reset()
     assert (watched.seed, watched.steps, watched.total, watched.pushed) == (6, 0, 0.0, None)
-    assert watched.plan is None and len(watched.traces()) == 0 and watched.row == {}
+    assert watched.plan is None and len(watched.traces(sampled=True)) == 0 and watched.row == {}
     _, info = make_world("cart-pole").make().reset(seed=6)
     assert np.array_equal(watched.state, info["state"])
     run(watched, 1)
@@ -201,8 +202,9 @@ def test_traces_start_at_the_robot() -> None:
     data = mujoco.MjData(watched.world.model)
     before = watched.state
     run(watched, 1)
-    paths = watched.traces()
+    paths = watched.traces(sampled=True)
     assert paths.shape[1:] == (9, 3) and len(paths) > 3
+    assert np.array_equal(watched.traces(sampled=False), paths[:1])
     mujoco.mj_resetData(watched.world.model, data)
     data.qpos[:] = before[1:3]
     mujoco.mj_kinematics(watched.world.model, data)
