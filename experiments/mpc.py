@@ -200,6 +200,9 @@ class Config(Control[P]):
             raise ContractError(f"A run needs steps ≥ 1, but got {self.steps}.")
 
 
+C = TypeVar("C", bound=Control[Any])
+
+
 def check(config: Control[Any]) -> None:
     """Refuse what nonlinear MPC cannot use. Apart from `Control`, for the defaults that options change need not be usable.
 
@@ -253,17 +256,28 @@ def with_derivatives(problem: Problem[Any, Any, Any], planner: ILQR) -> Any:
     return Autodiff(dynamics) if planner.exact and not hasattr(dynamics, "curvature") else dynamics
 
 
+def checked(config: C) -> C:
+    """The configuration, with its deadline given to its planner.
+
+    Raises:
+        ContractError: as `check`.
+    """
+    check(config)
+    if config.budget_ms is None:
+        return config
+    return dataclasses.replace(
+        config, planner=dataclasses.replace(config.planner, budget_ms=config.budget_ms)
+    )
+
+
 def policy_of(config: Control[Any], world: World) -> MPC:
     """The MPC that a configuration asks for.
 
     Raises:
-        ContractError: the planner cannot use what is asked for.
+        ContractError: its safe action is none.
         UnsupportedProblem: the problem lacks an ability that the planner needs.
     """
-    check(config)
     planner, safe = config.planner, config.safe_action
-    if config.budget_ms is not None:
-        planner = dataclasses.replace(planner, budget_ms=config.budget_ms)
     problem, estimator = plan_in(config, world)
     if isinstance(planner, ILQR):
         problem = dataclasses.replace(problem, dynamics=with_derivatives(problem, planner))
@@ -287,6 +301,7 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         MbrlError: no plan of the run was usable; the report is still written.
     """
     console = console or Console()
+    config = checked(config)
     world = make_world(config.env)
     policy = policy_of(config, world)
     problem, planner = policy.problem, config.planner

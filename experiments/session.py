@@ -16,7 +16,7 @@ from torch import Tensor
 from mbrl.envs import WithState, make_world
 from mbrl.envs.pushes import Pushable
 from mbrl.errors import ContractError, UnknownName
-from mbrl.experiments.mpc import Control, allowed_steps, measure, policy_of
+from mbrl.experiments.mpc import Control, allowed_steps, checked, measure, policy_of
 from mbrl.experiments.recording import robot_root, shows_plans, traces, tracked_body
 from mbrl.problem import Plan
 
@@ -39,7 +39,7 @@ class Session:
     """
 
     def __init__(self, config: Control[Any]):
-        self._config = config
+        self._config = config = checked(config)
         self.world = make_world(config.env)
         self.policy = policy_of(config, self.world)
         model = self.world.model

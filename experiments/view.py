@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mbrl.errors import ContractError, MissingExtra
-from mbrl.experiments.mpc import Control, P, check, stop_on_interrupt
+from mbrl.experiments.mpc import Control, P, stop_on_interrupt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,6 @@ def main(config: Config[Any], console: Console | None = None) -> None:
         MbrlError: the address cannot be listened on, or the planner cannot be used.
     """
     console = console or Console()
-    check(config)
     try:
         import viser  # noqa: F401
     except ImportError:
