@@ -5,28 +5,44 @@ from __future__ import annotations
 import contextlib
 import io
 import queue
+import re
 import socket
 import time
+from functools import partial
 from typing import Any, Self
+from unittest import mock
 
 import numpy as np
 import viser
+import websockets.asyncio.server
 
 from mbrl.errors import MbrlError
 from mbrl.experiments.recording import walks
 from mbrl.experiments.session import Pace, Session
-from mbrl.experiments.view import Config
+from mbrl.experiments.view import Config, is_loopback
 from mbrl.experiments.view_panel import Panel
 from mbrl.experiments.view_scene import Scene
 
 DRAWN, TRACED = 1 / 30, 0.1  # s between pictures, and between drawn plans, at least
 NONE = np.zeros((0, 1, 3))
 WAIT = 0.05  # s for which Ctrl-C may have to wait
+LOCAL = re.compile(r"http://(127(\.\d+){3}|localhost|\[::1\])(:\d+)?")
+"""Origins of pages of this machine; of another one, if its port is forwarded."""
 PAUSE = 1.0  # s after an episode, before the next one
 
 
 class Server(viser.ViserServer):
-    """viser's server, without its tunnel: anyone who sees the page could open it to the whole internet."""
+    """viser's server, but without its tunnel, which would open the page to the whole internet for whoever sees it.
+
+    At a loopback address it serves pages of this machine only: else any page on the web could let the browser of its
+    reader connect. viser hands no origins on to websockets, so they are added while it starts.
+    """
+
+    def __init__(self, host: str, port: int):
+        origins = [None, LOCAL] if is_loopback(host) else None
+        serve = websockets.asyncio.server.serve
+        with mock.patch.object(websockets.asyncio.server, "serve", partial(serve, origins=origins)):
+            super().__init__(host=host, port=port, label="mbrl view", verbose=False)
 
     def request_share_url(self, verbose: bool = True) -> None:
         return None
@@ -48,7 +64,7 @@ class Viewer:
         self.session.paused = config.paused
         check_address(config.host)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its address without being asked
-            self.server = Server(host=config.host, port=config.port, label="mbrl view", verbose=False)
+            self.server = Server(config.host, config.port)
         self.server.gui.configure_theme(show_logo=False, show_share_button=False)
         self.scene = Scene(self.server, self.session.world, self.session.tracked)
         self.panel = Panel(

@@ -20,8 +20,9 @@ import pytest
 import viser
 import zstandard
 from rich.console import Console
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 from mbrl.errors import MbrlError
 from mbrl.experiments import cli, view, viewer
@@ -41,10 +42,14 @@ def running() -> Iterator[Viewer]:
 class Browser:
     """What a browser does: it says where its camera is, keeps what it is told, and sends what is clicked."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, origin: str | None = None):
         version = Subprotocol(f"viser-v{viser.__version__}")
         self.socket: ClientConnection = connect(
-            url.replace("http", "ws"), subprotocols=[version], max_size=None, proxy=None
+            url.replace("http", "ws"),
+            subprotocols=[version],
+            max_size=None,
+            proxy=None,
+            origin=None if origin is None else Origin(origin),
         )
         self.messages: list[dict[str, Any]] = []
         camera = {"wxyz": (1.0, 0, 0, 0), "position": (3.0, 0, 0), "look_at": (0.0, 0, 0)}
@@ -254,6 +259,15 @@ def test_no_browser_can_open_the_page_to_the_internet(
     browser.send("ShareUrlRequest")
     turn(running, lambda: bool(asked))
     assert running.server._share_tunnel is None
+
+
+def test_pages_from_elsewhere_are_refused(running: Viewer) -> None:
+    port = running.server.get_port()
+    for page in (running.url, f"http://localhost:{port}", "http://localhost:9000"):
+        Browser(running.url, page).socket.close()
+    for page in ("http://evil.example", "http://127.0.0.1.evil.example", f"http://evil.example:{port}"):
+        with pytest.raises(InvalidStatus, match="403"):
+            Browser(running.url, page)
 
 
 def test_the_camera_of_a_walking_robot_follows() -> None:
