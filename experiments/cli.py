@@ -1,4 +1,4 @@
-"""The command `mbrl`: control robots, train agents, fit models, list what there is, check an environment.
+"""The command `mbrl`: control robots and watch them, train agents, fit models, list what there is, check an environment.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
 """
@@ -132,7 +132,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import compare, fit, mpc, pets
+    from mbrl.experiments import compare, fit, mpc, pets, view
 
     name: str | None = None
     rest = []
@@ -161,6 +161,7 @@ def parse(argv: list[str]) -> Any:
         return tyro.cli(kind, args=rest[2:], default=start, prog="mbrl train pets")
     commands: dict[str, Any] = {
         "mpc": mpc.Config[planner],  # type: ignore[valid-type]
+        "view": view.Config[planner],  # type: ignore[valid-type]
         "train": pets.Config[planner],  # type: ignore[valid-type]
         "compare": compare.Config,
         "fit": fit.Config,
@@ -169,9 +170,10 @@ def parse(argv: list[str]) -> Any:
         "list": List,
         "check-env": CheckEnv,
     }
-    if rest[:1] == ["mpc"]:
-        start = commands["mpc"](planner=mpc.STARTS.get(name) or planner())
-        config = tyro.cli(commands["mpc"], args=rest[1:], default=start, prog="mbrl mpc")
+    if rest[:1] in (["mpc"], ["view"]):
+        controlled = commands[rest[0]]
+        start = controlled(planner=mpc.STARTS.get(name) or planner())
+        config = tyro.cli(controlled, args=rest[1:], default=start, prog=f"mbrl {rest[0]}")
         mpc.check(config)
         return config
     if rest and rest[0] in commands:  # tyro's messages are shorter without the level of sub-commands
@@ -183,7 +185,7 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
     from mbrl.envs import WORLDS, Pendulum, make_world
-    from mbrl.experiments import compare, fit, mpc, pets
+    from mbrl.experiments import compare, fit, mpc, pets, view
 
     match command:
         case List():
@@ -212,6 +214,8 @@ def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
             console.print(f"{command.name} passed the check with {len(warnings)} warnings.", highlight=False)
         case mpc.Config():
             mpc.main(command, console)
+        case view.Config():
+            view.main(command, console)
         case pets.Config():
             pets.main(command, console)
         case fit.Config():

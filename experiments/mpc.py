@@ -85,12 +85,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Generic[P]):
-    """Control a robot by planning in its simulator; leaves metrics, a video and a report.
-
-    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es | ilqr |
-    fddp | ddp (on a learned model) | nmpc (on a learned model, or a world with an analytic one) | scenario-nmpc (on a
-    learned ensemble) and its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+class Control(Generic[P]):
+    """Which robot is controlled, by which planner, in which model.
 
     Attributes:
         planner: what searches for actions; --planner NAME on the command line.
@@ -103,7 +99,6 @@ class Config(Generic[P]):
         smooth: plan with contacts that set in gradually, on a copy of the model; for planners that follow gradients.
         learned_task: plan by the reward and the end that the model has learned, not by the world's.
         horizon: steps to plan ahead.
-        steps: control steps; the run ends earlier if the episode does.
         seed: of the environment and the planner.
         threads: of the simulation or of the learned model; 0 for all processors.
         budget_ms: plan until this many milliseconds are used, instead of planner.iterations times.
@@ -111,8 +106,6 @@ class Config(Generic[P]):
         latency: control steps until a plan that was begun is followed, or `measured`: as many as planning it took.
         safe_action: what to do where no plan can be followed, one number per actuator; the middle of the bounds
             unless given.
-        video: record a video.
-        out: folder for everything the run leaves; runs/ENV-PLANNER-SEED unless given.
     """
 
     planner: P
@@ -125,15 +118,12 @@ class Config(Generic[P]):
     smooth: bool = False
     learned_task: bool = False
     horizon: int = 30
-    steps: int = 200
     seed: int = 0
     threads: int = 0
     budget_ms: float | None = None
     replan_every: int = 1
     latency: int | Literal["measured"] = 0
     safe_action: tuple[float, ...] | None = None
-    video: bool = True
-    out: Path | None = None
 
     def __post_init__(self) -> None:
         if self.env == Pendulum.name:
@@ -152,10 +142,9 @@ class Config(Generic[P]):
                 f"A run needs a latency of 0 to horizon = {self.horizon} control steps, or measured, "
                 f"but got {self.latency}."
             )
-        if self.steps < 1 or self.threads < 0 or not 0 <= self.seed < 2**63:
+        if self.threads < 0 or not 0 <= self.seed < 2**63:
             raise ContractError(
-                "A run needs steps ≥ 1, threads ≥ 0 and 0 ≤ seed < 2**63, but got "
-                f"{self.steps}, {self.threads} and {self.seed}."
+                f"A run needs threads ≥ 0 and 0 ≤ seed < 2**63, but got {self.threads} and {self.seed}."
             )
         simulators = {
             "exact plans with the plant": self.exact,
@@ -170,7 +159,7 @@ class Config(Generic[P]):
         learned = {
             name: getattr(self, name) for name in ("propagation", "particles", "kappa", "learned_task")
         }
-        defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
         changed = [name for name, value in learned.items() if value != defaults[name]]
         if self.model is None and changed:
             raise ContractError(
@@ -187,8 +176,35 @@ class Config(Generic[P]):
             raise ContractError(f"A run needs a finite budget_ms > 0, but got {self.budget_ms}.")
 
 
-def check(config: Config[Any]) -> None:
-    """Refuse what nonlinear MPC cannot use. Apart from `Config`, for the defaults that options change need not be usable.
+@dataclass(frozen=True, kw_only=True)
+class Config(Control[P]):
+    """Control a robot by planning in its simulator; leaves metrics, a video and a report.
+
+    Choose a planner with --planner random-shooting | cem | icem | mppi | predictive-sampling | cma-es | ilqr |
+    fddp | ddp (on a learned model) | nmpc (on a learned model, or a world with an analytic one) | scenario-nmpc (on a
+    learned ensemble) and its parameters with --planner.NAME, in any order. The help below is that of the planner chosen.
+
+    Attributes:
+        steps: control steps; the run ends earlier if the episode does.
+        video: record a video.
+        out: folder for everything the run leaves; runs/ENV-PLANNER-SEED unless given.
+    """
+
+    steps: int = 200
+    video: bool = True
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        Control.__post_init__(self)
+        if self.steps < 1:
+            raise ContractError(f"A run needs steps ≥ 1, but got {self.steps}.")
+
+
+C = TypeVar("C", bound=Control[Any])
+
+
+def check(config: Control[Any]) -> None:
+    """Refuse what nonlinear MPC cannot use. Apart from `Control`, for the defaults that options change need not be usable.
 
     Raises:
         ContractError: with what to do instead.
@@ -240,6 +256,42 @@ def with_derivatives(problem: Problem[Any, Any, Any], planner: ILQR) -> Any:
     return Autodiff(dynamics) if planner.exact and not hasattr(dynamics, "curvature") else dynamics
 
 
+def checked(config: C) -> C:
+    """The configuration, with its deadline given to its planner.
+
+    Raises:
+        ContractError: as `check`.
+    """
+    check(config)
+    if config.budget_ms is None:
+        return config
+    return dataclasses.replace(
+        config, planner=dataclasses.replace(config.planner, budget_ms=config.budget_ms)
+    )
+
+
+def policy_of(config: Control[Any], world: World) -> MPC:
+    """The MPC that a configuration asks for.
+
+    Raises:
+        ContractError: its safe action is none.
+        UnsupportedProblem: the problem lacks an ability that the planner needs.
+    """
+    planner, safe = config.planner, config.safe_action
+    problem, estimator = plan_in(config, world)
+    if isinstance(planner, ILQR):
+        problem = dataclasses.replace(problem, dynamics=with_derivatives(problem, planner))
+    return MPC(
+        problem,
+        planner,
+        estimator=estimator,
+        generator=torch.Generator().manual_seed(config.seed),
+        replan_every=config.replan_every,
+        latency=config.latency,
+        safe_action=None if safe is None else torch.tensor(safe, dtype=torch.float64),
+    )
+
+
 def main(config: Config[Any], console: Console | None = None) -> Path:
     """Run one episode and return its folder.
 
@@ -249,27 +301,10 @@ def main(config: Config[Any], console: Console | None = None) -> Path:
         MbrlError: no plan of the run was usable; the report is still written.
     """
     console = console or Console()
-    check(config)
-    if config.budget_ms is not None:
-        config = dataclasses.replace(
-            config, planner=dataclasses.replace(config.planner, budget_ms=config.budget_ms)
-        )
-    planner = config.planner
+    config = checked(config)
     world = make_world(config.env)
-    problem, estimator = plan_in(config, world)
-    if isinstance(planner, ILQR):
-        problem = dataclasses.replace(problem, dynamics=with_derivatives(problem, planner))
-    policy = MPC(
-        problem,
-        planner,
-        estimator=estimator,
-        generator=torch.Generator().manual_seed(config.seed),
-        replan_every=config.replan_every,
-        latency=config.latency,
-        safe_action=None
-        if config.safe_action is None
-        else torch.tensor(config.safe_action, dtype=torch.float64),
-    )
+    policy = policy_of(config, world)
+    problem, planner = policy.problem, config.planner
     with open_folder(config) as folder:
         console.print(
             f"{config.env} with {type(planner).__name__} -> {folder.path}", highlight=False, soft_wrap=True
@@ -337,7 +372,7 @@ def left_out(planner: Any, world: World) -> list[str]:
     return [f"{name} holds no constraints: {labels} is left out and only watched."] if labels else []
 
 
-def plan_in(config: Config[Any], world: World) -> tuple[Problem[Any, Any, Any], Estimator]:
+def plan_in(config: Control[Any], world: World) -> tuple[Problem[Any, Any, Any], Estimator]:
     """The problem on the simulator, the analytic or the learned model, and what reads its state off the world."""
     holds = isinstance(config.planner, NMPC)
     constraints = world.constraints if holds else ()
@@ -390,7 +425,7 @@ def save_video(recording: Recording, path: Path, console: Console) -> Path | Non
         return None
 
 
-def allowed_steps(config: Config[Any]) -> int:
+def allowed_steps(config: Control[Any]) -> int:
     """Control steps that a plan may take in real time: the latency that is reckoned with, else those between replans."""
     fixed = 0 if config.latency == "measured" else config.latency
     return fixed or config.replan_every

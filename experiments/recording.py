@@ -90,36 +90,52 @@ class Recording:
     @property
     def shows_plans(self) -> bool:
         """Whether the states of plans tell where bodies are."""
-        dynamics = self.problem.dynamics
-        simulated = isinstance(
-            getattr(dynamics, "dynamics", dynamics), MujocoDynamics
-        )  # or FiniteDifference of it
-        return simulated or (self.analytic and "qpos" in self.world.layout)
+        return shows_plans(self.world, self.problem)
 
     @property
     def analytic(self) -> bool:
         """Whether plans are made with the world's analytic model, whose states are y."""
-        return self.world.analytic is not None and self.problem.dynamics is self.world.analytic
+        return analytic(self.world, self.problem)
 
     def traces(self, frame: int, body: int) -> np.ndarray:
-        """Where a body would go: (1 + n, H+1, 3), first by the plan followed, then by n sampled candidates.
+        """Where a body would go: (1 + n, H+1, 3), as `traces`, by the plan that was followed at a frame."""
+        return traces(self.world, self.problem, self.plans[min(frame, len(self.plans) - 1)], body)
 
-        Candidates are simulated again here, because keeping their states would slow the planner down.
-        The states of a learned model are what the task reads, not where bodies are: no traces.
-        """
-        plan = self.plans[min(frame, len(self.plans) - 1)]
-        if plan.states is None or not self.shows_plans:
-            return np.full((0, 1, 3), np.nan)
-        states = plan.states[:1]  # (1, H+1, nx)
-        candidates = plan.info.get("candidates")
-        if isinstance(candidates, Tensor):
-            n = candidates.shape[1]
-            sampled = rollout(self.problem.dynamics, states[0, :1].expand(n, -1), candidates[0])
-            H = min(states.shape[1], sampled.shape[1])
-            states = torch.cat([states[:, :H], sampled[:, :H]])
-        if self.analytic:
-            return body_positions(self.world.model, states[..., self.world.layout["qpos"]].numpy(), body)
-        return body_positions(self.world.model, states.numpy(), body)
+
+def analytic(world: World, problem: Problem[Any, Any, Any]) -> bool:
+    """Whether plans are made with the world's analytic model, whose states are y."""
+    return world.analytic is not None and problem.dynamics is world.analytic
+
+
+def shows_plans(world: World, problem: Problem[Any, Any, Any]) -> bool:
+    """Whether the states of plans tell where bodies are."""
+    dynamics = problem.dynamics
+    simulated = isinstance(
+        getattr(dynamics, "dynamics", dynamics), MujocoDynamics
+    )  # or FiniteDifference of it
+    return simulated or (analytic(world, problem) and "qpos" in world.layout)
+
+
+def traces(
+    world: World, problem: Problem[Any, Any, Any], plan: Plan, body: int, *, sampled: bool = True
+) -> np.ndarray:
+    """Where a body would go: (1 + n, H+1, 3), first by the plan, then by n sampled candidates if they are wanted.
+
+    Candidates are simulated again here, because keeping their states would slow the planner down.
+    The states of a learned model are what the task reads, not where bodies are: no traces.
+    """
+    if plan.states is None or not shows_plans(world, problem):
+        return np.full((0, 1, 3), np.nan)
+    states = plan.states[:1]  # (1, H+1, nx)
+    candidates = plan.info.get("candidates")
+    if sampled and isinstance(candidates, Tensor):
+        n = candidates.shape[1]
+        others = rollout(problem.dynamics, states[0, :1].expand(n, -1), candidates[0])
+        H = min(states.shape[1], others.shape[1])
+        states = torch.cat([states[:, :H], others[:, :H]])
+    if analytic(world, problem):
+        return body_positions(world.model, states[..., world.layout["qpos"]].numpy(), body)
+    return body_positions(world.model, states.numpy(), body)
 
 
 def body_positions(model: mujoco.MjModel, states: np.ndarray, body: int) -> np.ndarray:

@@ -94,14 +94,19 @@ def view(model: mujoco.MjModel, poses: np.ndarray, visible: list[int], target: n
 
 def shape(model: mujoco.MjModel, g: int) -> dict[str, Any] | None:
     """A geom for the viewer, or None where it cannot or should not be drawn."""
-    kind = _TYPES.get(mujoco.mjtGeom(model.geom_type[g]))
-    rgba = model.geom_rgba[g]
-    if model.geom_matid[g] >= 0 and np.array_equal(rgba, _GREY):
-        rgba = model.mat_rgba[model.geom_matid[g]]
+    kind, rgba = _TYPES.get(mujoco.mjtGeom(model.geom_type[g])), colour(model, g)
     if kind is None or rgba[3] < 0.02:
         return None
     geom = {"type": kind, "size": model.geom_size[g].round(5).tolist(), "rgba": rgba.round(3).tolist()}
     return geom | hull(model, model.geom_dataid[g]) if kind == "mesh" else geom
+
+
+def colour(model: mujoco.MjModel, g: int) -> np.ndarray:
+    """RGBA (4,) of a geom, or of its material."""
+    rgba: np.ndarray = model.geom_rgba[g]
+    if model.geom_matid[g] >= 0 and np.array_equal(rgba, _GREY):
+        rgba = model.mat_rgba[model.geom_matid[g]]
+    return rgba
 
 
 def hull(model: mujoco.MjModel, mesh: int) -> dict[str, Any]:

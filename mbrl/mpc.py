@@ -207,6 +207,30 @@ class MPC:
         if self._last_action is not None:
             self._last_action = torch.where(mask[:, None], 0.0, self._last_action)
 
+    def change(self, problem: Problem[Any, Any, Any], planner: Planner[Any]) -> None:
+        """From the next plan on solve `problem` by `planner`, whose search starts from the last plan's actions.
+
+        The plan that is followed goes on until the next one is there. The horizon may change: what a longer one lacks
+        is filled with the safe action.
+
+        Raises:
+            UnsupportedProblem: as for a new MPC; nothing has changed then.
+            ContractError: likewise; or the horizon is shorter than a plan must be.
+        """
+        if problem.horizon < self._least:
+            raise ContractError(
+                f"MPC needs a horizon of {self._least} steps or more, for so long a plan is followed, "
+                f"but got {problem.horizon}."
+            )
+        planner.check(problem)
+        state = None
+        if self._plan is not None and self.report is not None:
+            last = self._plan if self._pending is None else self._completed(self._pending)
+            guess = Plan(upcoming(last, 0, problem.horizon, self.safe_action), last.cost)
+            state = planner.init(problem, self.report.x, generator=self.generator, guess=guess)
+            check_planner_state(type(planner).__name__, state, len(last.actions))
+        self.problem, self.planner, self._state = problem, planner, state
+
     def state_dict(self) -> dict[str, Any]:
         """What is carried from step to step, as a tree of tensors for a checkpoint; a stateful estimator is not in it."""
         pending = None if self._pending is None else _fields(self._pending)
@@ -316,12 +340,15 @@ class MPC:
         new = self._pending
         if new is None or self._now < max(new.begins, new.arrives):
             return
+        self._plan, self._begins, self._pending = self._completed(new), new.begins, None
+
+    def _completed(self, new: Pending) -> Plan:
+        """The plan that is being computed; in the rows where it is unusable, the one that is followed, at the same time."""
+        if new.usable.all():
+            return new.plan
         assert self._plan is not None  # _begin sets it
-        plan = new.plan
-        if not new.usable.all():
-            n, steps = new.begins - self._begins, plan.actions.shape[1]
-            plan = either(plan, new.usable, later(self._plan, n, steps, self.safe_action))
-        self._plan, self._begins, self._pending = plan, new.begins, None
+        n, steps = new.begins - self._begins, new.plan.actions.shape[1]
+        return either(new.plan, new.usable, later(self._plan, n, steps, self.safe_action))
 
     def _begin(self, x: Tensor) -> Pending:
         """Plan from where x (M, nx) will have led when the plan arrives."""

@@ -37,6 +37,7 @@ DOCS = ROOT / "docs"
         "uncertainty.md",
         "trajectory_optimization.md",
         "nonlinear_mpc.md",
+        "view.md",
     ],
 )
 def test_page_runs(page: str, tmp_path: Path) -> None:
