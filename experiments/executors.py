@@ -132,7 +132,8 @@ class RayCluster:
     """Tasks on a Ray cluster, one processor per thread; timed jobs one after the other.
 
     Attributes:
-        address: of the cluster; a new one on this machine, for loopback only, unless given.
+        address: of the cluster; a new one on this machine, without its dashboard, unless given. Whoever reaches its ports
+            needs Ray's token to use them, unless RAY_AUTH_MODE switches that off.
         workers: processors of that new one; 0 for all.
         threads: of each job.
         retries: how often a job whose worker died is tried again.
@@ -153,7 +154,6 @@ class RayCluster:
         with _threads(self.threads):
             if not ray.is_initialized():
                 own: dict[str, Any] = {"num_cpus": self.workers or None, "include_dashboard": False}
-                own |= {"_node_ip_address": "127.0.0.1"}
                 ray.init(**({"address": self.address} if self.address else own), log_to_driver=False)
             # Retried here and not by Ray, so that it can be told.
             task = ray.remote(num_cpus=self.threads, max_retries=0)(self.work)

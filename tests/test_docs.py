@@ -38,6 +38,7 @@ DOCS = ROOT / "docs"
         "trajectory_optimization.md",
         "nonlinear_mpc.md",
         "view.md",
+        "compare.md",
     ],
 )
 def test_page_runs(page: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,14 @@ def test_the_key_is_of_all_that_a_result_depends_on() -> None:
         "planner": "icem",
         "budget": "ms",
     }
-    numbers = {"amount": 1.0, "horizon": 9, "steps": 9, "propagation": "ts1", "particles": 2, "threads": 2}
+    numbers: dict[str, Any] = {
+        "amount": 1.0,
+        "horizon": 9,
+        "steps": 9,
+        "propagation": "ts1",
+        "particles": 2,
+        "threads": 2,
+    }
     keys = {Job(replace(CELL, **{name: value}), (0,)).key for name, value in {**changes, **numbers}.items()}
     keys |= {Job(CELL, (0,)).key, Job(CELL, (1,)).key, Job(CELL, (0, 1)).key}
     assert len(keys) == len(changes) + len(numbers) + 3
