@@ -87,18 +87,23 @@ def work(planner: Planner[Any], problem: Problem[Any, Any, Any]) -> float:
 
 
 def size_for(name: str, evaluations: int, problem: Problem[Any, Any, Any]) -> int:
-    """The largest size whose plans take at most `evaluations` steps of the model, or nearly so.
+    """The largest size whose plans take at most `evaluations` steps of the model.
 
     Raises:
         ContractError: not even a handful of candidates, or one iteration, can be had for them.
     """
     planner = contender(name, 1)
-    per_size, H = work(planner, problem), problem.horizon * problem.particles
-    size = int((evaluations - 2 * H) / per_size)  # the two that are scored again, or begun with
+    per_size, rollout = work(planner, problem), problem.horizon * problem.particles
+    before: float = 2 * rollout  # two plans are scored again, or begun with
+    if isinstance(planner, GradientShooting):
+        before = 4 * rollout  # the gradient after the last step, and the plan once more
+    elif isinstance(planner, NMPC):
+        before = per_size  # the solver counts its start
+    size = int((evaluations - before) / per_size)
     least = 20 if isinstance(planner, SamplingPlanner) else 1
     if size < least:
         raise ContractError(
-            f"{name} needs at least {int(least * per_size + 2 * H):,} steps of the model for a plan of "
+            f"{name} needs at least {int(least * per_size + before):,} steps of the model for a plan of "
             f"{problem.horizon} steps here, but the budget is {evaluations:,}."
         )
     return size

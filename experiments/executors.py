@@ -154,6 +154,9 @@ class RayCluster:
         with _threads(self.threads):
             if not ray.is_initialized():
                 own: dict[str, Any] = {"num_cpus": self.workers or None, "include_dashboard": False}
+                own |= {
+                    "_system_config": {"worker_niceness": 0}
+                }  # 15 unless told, which times would suffer from
                 ray.init(**({"address": self.address} if self.address else own), log_to_driver=False)
             # Retried here and not by Ray, so that it can be told.
             task = ray.remote(num_cpus=self.threads, max_retries=0)(self.work)
