@@ -46,13 +46,25 @@ def body(
 ) -> list[str]:
     parts = []
     for budget, amount in summary.halves():
-        parts.append(f"<h2>At {half_name(budget, amount)}</h2>{_overview(summary, budget)}")
+        mixed = _mixed(summary, budget) if budget == "ms" else ""
+        parts.append(f"<h2>At {half_name(budget, amount)}</h2>{mixed}{_overview(summary, budget)}")
     for env in dict.fromkeys(row.cell.env for row in summary.rows):
         parts.append(f"<h2>{escape(env)}</h2>{_world(summary, env)}{_mosaic(films.get(env))}")
     parts.append(f"<h2>Every cell</h2>{_every_cell(summary)}")
     parts.append(f"<h2>How to read this</h2><ul class='notes'>{_notes(summary)}</ul>")
     parts.append(_provenance(config, summary, command))
     return parts
+
+
+def _mixed(summary: Summary, budget: str) -> str:
+    """A warning where times of several machines stand in one column."""
+    machines = summary.machines(budget)
+    if len(machines) < 2:
+        return ""
+    return (
+        f"<p><b>Times of {len(machines)} machines are mixed here</b>: {escape('; '.join(machines))}. Compare planners "
+        "that ran on the same one, or run the timed half again on one machine.</p>"
+    )
 
 
 def _overview(summary: Summary, budget: str) -> str:
@@ -186,6 +198,11 @@ def _world(summary: Summary, env: str) -> str:
         words.append(f"Random actions earn {_interval(random, 1)}.")
     if scale is not None:
         words.append(f"A score of 1 is {scale.reference:.1f}, the mean return of {scale.by}.")
+    for planner, kind in (("ilqr", "simulator"), ("nmpc", "analytic")):
+        true = [row.total for row in rows if (row.cell.planner, row.kind) == (planner, kind) and row.total]
+        if true:
+            told = " and ".join(_interval(e, 1) for e in true)
+            words.append(f"With the true model, {planner} ({kind}) earns {told}.")
     optimum = [e["optimum"] for row in rows for e in row.episodes if e.get("optimum") is not None]
     if optimum:
         words.append(f"The Riccati optimum earns {statistics.fmean(optimum):.4g} from the same starts.")
@@ -299,16 +316,9 @@ def _notes(summary: Summary) -> str:
         "<b>violated</b>: states of an episode in which a constraint of the task did not hold; only nonlinear MPC is given them.",
         "<b>budget in ms</b>: one problem at a time, and no job beside it.",
     ]
-    for budget, amount in summary.halves():
-        machines = summary.machines(budget)
-        if budget == "ms" and len(machines) > 1:
-            notes.append(
-                f"<b>Times of different machines are mixed</b> at {half_name(budget, amount)}: {escape('; '.join(machines))}. "
-                "Compare them with care."
-            )
-        loads = [load for row in summary.rows if row.cell.budget == budget for load in row.loads]
-        if budget == "ms" and loads:
-            notes.append(f"Load average while the timed cells ran: {min(loads):.1f} to {max(loads):.1f}.")
+    loads = [load for row in summary.rows if row.cell.timed for load in row.loads]
+    if loads:
+        notes.append(f"Load average while the timed cells ran: {min(loads):.1f} to {max(loads):.1f}.")
     return "".join(f"<li>{note}</li>" for note in notes)
 
 

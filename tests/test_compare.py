@@ -182,6 +182,34 @@ def test_a_wall_clock_half_is_sized_by_the_clock(tmp_path: Path) -> None:
     assert record["machine"]["load"] >= 0
 
 
+def test_times_of_several_machines_are_not_mixed_in_silence(tmp_path: Path) -> None:
+    words = [
+        "compare",
+        "--envs",
+        ENV,
+        "--planners",
+        "cem",
+        "mppi",
+        "--seeds",
+        "2",
+        *SMALL,
+        "--evaluations",
+        "0",
+    ]
+    words += ["--budget-ms", "2", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert "are mixed here" not in (tmp_path / "report.html").read_text()
+    ledger = tmp_path / "cells.jsonl"
+    *before, last = ledger.read_text().splitlines()
+    moved = json.loads(last)
+    moved["machine"]["cpu"] = "Another Processor"
+    ledger.write_text("\n".join([*before, json.dumps(moved)]) + "\n")
+    assert cli.main([*words, "--no-run"]) == 0
+    assert (
+        "Times of 2 machines are mixed here</b>: Another Processor" in (tmp_path / "report.html").read_text()
+    )
+
+
 def test_a_cell_that_crashes_is_told_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

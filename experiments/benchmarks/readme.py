@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mbrl.experiments.benchmarks import readme_derivatives, readme_models, readme_nmpc, readme_simulators
+from mbrl.experiments.benchmarks import (
+    readme_compare,
+    readme_derivatives,
+    readme_models,
+    readme_nmpc,
+    readme_simulators,
+)
 from mbrl.experiments.benchmarks.record import RESULTS
 
 MISSING = "Not measured yet."
@@ -18,6 +24,8 @@ README = RESULTS.parent.parent.parent / "README.md"
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "worlds": readme_simulators.worlds,
+    "headline": readme_compare.headline,
+    "coverage": readme_compare.coverage,
     "fidelity": readme_simulators.fidelity,
     "throughput": readme_simulators.throughput,
     "returns": readme_simulators.returns_table,
