@@ -180,14 +180,14 @@ def machine_name(machine: Mapping[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, host {machine['host']}"
 
 
-def _scale(random: Row, rows: Sequence[Row]) -> Scale | None:
+def _scale(babble: Row, rows: Sequence[Row]) -> Scale | None:
     """The world's scale, or None where no planner does better than random actions."""
-    here = [row for row in rows if row.cell.env == random.cell.env and row.episodes]
+    here = [row for row in rows if row.cell.env == babble.cell.env and row.episodes]
     true = [row for row in here if row.kind == SIMULATOR] or here
     if not true:
         return None
     best = max(true, key=lambda row: float(row.returns.mean()))
-    low, high = float(random.returns.mean()), float(best.returns.mean())
+    low, high = float(babble.returns.mean()), float(best.returns.mean())
     if high <= low:
         return None
     unit = f"{best.cell.amount:g} ms" if best.cell.timed else f"{best.cell.amount:,.0f} steps"
