@@ -79,12 +79,14 @@ class Study:
         self._distributions = {name: self._distribution(kind) for name, kind in space.items()}
         with readable_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(folder / "tune.lock")
-            self._lock.acquire(timeout=0)
-        try:
+            lock = filelock.FileLock(folder / "tune.lock")
+            lock.acquire(timeout=0)
+        with contextlib.ExitStack() as stack:
+            stack.callback(lock.release)
             if not self.path.exists():
                 self._create(about)
             self._storage = self._open(self.path)
+            stack.callback(_close, self._storage)
             with self._usable():
                 self._study = optuna.load_study(
                     study_name=_NAME, storage=self._storage, pruner=optuna.pruners.MedianPruner()
@@ -98,9 +100,7 @@ class Study:
                     if before != now.get(name)
                 }
                 self.killed = self._requeue()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._closing = stack.pop_all()
 
     def _distribution(self, kind: Range | Choice) -> Any:
         of = self._optuna.distributions
@@ -133,6 +133,8 @@ class Study:
     def _agree(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         differ = [
             f"{name} is {there.get(name)} there, but {here.get(name)} here"
+            if not isinstance(here.get(name), dict)
+            else f"the {name} is another one"
             for name in sorted(there.keys() | here.keys())
             if there.get(name) != here.get(name)
         ]
@@ -229,15 +231,14 @@ class Study:
         Reference: Watanabe, Bansal & Hutter 2023, "PED-ANOVA".
         """
         values = [trial.value for trial in self.trials() if trial.state == "complete"]
-        if len(set(values)) < 8:
+        if len(values) < 8 or len(set(values)) < 3:
             return {}
         evaluator = self._optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
         with self._usable():
             return dict(self._optuna.importance.get_param_importances(self._study, evaluator=evaluator))
 
     def close(self) -> None:
-        _close(self._storage)
-        self._lock.release()
+        self._closing.close()
 
     def __enter__(self) -> Self:
         return self
