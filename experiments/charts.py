@@ -167,7 +167,11 @@ def dot_chart(
     if names:
         parts += [_vertical(place(i, low)[0], escape(name)) for i, name in enumerate(names)]
     elif log:
-        marks = [m * 10.0**d for d in range(math.floor(first), math.ceil(last) + 1) for m in (1, 2, 5)]
+        marks = [
+            m * 10.0**d
+            for d in range(math.floor(first), math.ceil(last) + 1)
+            for m in ((1, 2, 5) if last - first > 1 else (1, 2, 3, 5, 7))
+        ]
         inside = [m for m in marks if first <= math.log10(m) <= last]
         parts += [_vertical(place(math.log10(m), low)[0], f"{m:g}") for m in inside]
     else:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mbrl.errors import RunFolderError
 from mbrl.experiments import mpc
-from mbrl.experiments.cells import ANALYTIC, machine
+from mbrl.experiments.cells import ANALYTIC, SIMULATOR, machine
 from mbrl.experiments.charts import Dot, bar_chart, card, dot_chart
 from mbrl.experiments.spaces import Choice
 from mbrl.experiments.statistics import Estimate, estimate, mean
@@ -215,10 +215,13 @@ def lead(search: Search, study: Study, trials: Sequence[Trial]) -> str:
     )
     shortest, longest = config.range
     horizon = f"{longest} steps" if shortest == longest else f"{shortest} to {longest} steps"
+    model = "simulator" if config.model == SIMULATOR else f"{config.model} model"
+    if config.learned:
+        model = f"learned model {config.model} ({config.propagation})"
     killed = f" {study.killed} that a kill cut short were tried again." if study.killed else ""
     return (
         f"{len(trials)} trials ({', '.join(counts)}) of {len(search.seeds)} episodes of at most {config.steps} steps, "
-        f"planned on the {config.model if not config.learned else 'learned model ' + config.model} over {horizon}, "
+        f"planned on the {model} over {horizon}, "
         f"with {work}.{killed}"
     )
 
@@ -347,7 +350,9 @@ def rows(search: Search, trials: Sequence[Trial]) -> str:
             facts.get("model_steps"),
             facts.get("plan_ms"),
         ]
-        lines.append("<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in cells) + "</tr>")
+        kinds = [" class='why'" if "why" in facts and i == 2 else "" for i in range(len(cells))]
+        tds = (f"<td{kind}>{escape(_cell(value))}</td>" for kind, value in zip(kinds, cells, strict=True))
+        lines.append(f"<tr>{''.join(tds)}</tr>")
     return (
         f"<div class='scroll'><table class='sortable'><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"

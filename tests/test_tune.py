@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -256,7 +257,18 @@ sys.exit(cli.main(sys.argv[3:]))
 
 def test_sigkill_and_ctrl_c(whole: Path, tmp_path: Path) -> None:
     words = ["tune", "--env", "cart-pole", "--model", "analytic", "--planner", "mppi", "--trials", "12"]
-    words += ["--evaluations", str(BUDGET), "--horizon", str(H), "--steps", "3", "--seeds", "2", "--fresh", "3"]
+    words += [
+        "--evaluations",
+        str(BUDGET),
+        "--horizon",
+        str(H),
+        "--steps",
+        "3",
+        "--seeds",
+        "2",
+        "--fresh",
+        "3",
+    ]
     code = _CLI.format(root=str(Path(__file__).resolve().parents[1]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -393,7 +405,10 @@ def test_a_budget_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_folder_of_another_search_is_told_with_what_differs(whole: Path) -> None:
-    with pytest.raises(ContractError, match=r"another search: amount is 150.0 there, but 200.0 here; the space is another one; steps is 3 there"):
+    with pytest.raises(
+        ContractError,
+        match=r"another search: amount is 150.0 there, but 200.0 here; the space is another one; steps is 3 there",
+    ):
         run(whole, evaluations=200, steps=5)
     with pytest.raises(ContractError, match="planner is mppi there, but cem here"):
         run(whole, planner="cem")
@@ -444,3 +459,15 @@ def test_icem_can_be_tuned_in_the_simulator(tmp_path: Path) -> None:
     best = json.loads((tmp_path / "a folder?with #% signs" / "best.json").read_text(encoding="utf-8"))
     planner = from_plain(best["planner"], ICEM, [ICEM], "best.json")
     assert cli.parse(shlex.split(best["command"])[1:]).planner == planner and best["note"] == ""
+
+
+def test_the_page_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "tune.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([a-z-]+)` \| ([a-z_, ]+) \|$", page, flags=re.MULTILINE))
+    assert told == {name: ", ".join(space) for name, space in SPACES.items()}
+    (line,) = re.findall(r"^mbrl tune .*", page, flags=re.MULTILINE)
+    assert cli.parse(shlex.split(line)[1:]).trials == 50
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    assert runpy.run_path(str(tmp_path / "page.py"))["planner"].population >= 4
