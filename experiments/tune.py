@@ -27,7 +27,7 @@ from mbrl.experiments.episodes import Episode, run_episodes
 from mbrl.experiments.mpc import stop_on_interrupt
 from mbrl.experiments.spaces import Choice, Point, Range, default_of, planner_of, space_of
 from mbrl.experiments.tune_report import Confirmation, write_results
-from mbrl.experiments.tune_study import Asked, Study, Trial
+from mbrl.experiments.tune_study import Asked, Study, Trial, best_of
 from mbrl.mpc import MPC
 from mbrl.planners import SamplingPlanner
 from mbrl.runs import plain
@@ -235,12 +235,12 @@ def main(config: Config, console: Console | None = None) -> Path:
         with stop_on_interrupt() as stop:
             _try(search, study, console, stop)
             trials = study.trials()
-            done = [trial for trial in trials if trial.state == "complete"]
+            best = best_of(trials)
             confirmation = None
-            if done and not stop.is_set():
-                confirmation = _confirm(search, study, best_of(done), console, stop)
+            if best and not stop.is_set():
+                confirmation = _confirm(search, study, best, console, stop)
             report = write_results(search, study, trials, confirmation)
-        if not done:
+        if best is None:
             raise MbrlError(
                 f"None of the {len(trials)} trials gave a return, the last because: "
                 f"{trials[-1].facts.get('why')} See {report.with_name('trials.csv')}."
@@ -256,11 +256,6 @@ def main(config: Config, console: Console | None = None) -> Path:
         if stop.is_set():
             raise KeyboardInterrupt
     return config.folder
-
-
-def best_of(trials: Sequence[Trial]) -> Trial:
-    """That of the highest mean return, the first of those that tie."""
-    return max(trials, key=lambda trial: (trial.value, -trial.index))
 
 
 def _greet(search: Search, study: Study, console: Console) -> None:
@@ -295,8 +290,8 @@ def _try(search: Search, study: Study, console: Console, stop: threading.Event) 
             break
         asked = study.ask()
         news = _attempt(search, asked)
-        best = [trial for trial in study.trials() if trial.state == "complete"]
-        told = f" (best {best_of(best).value:.4g})" if best else ""
+        best = best_of(study.trials())
+        told = f" (best {best.value:.4g})" if best else ""
         point = "  ".join(
             f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in asked.point.items()
         )

@@ -26,7 +26,7 @@ from mbrl.experiments.cells import ANALYTIC, SIMULATOR, machine
 from mbrl.experiments.charts import Dot, bar_chart, card, dot_chart
 from mbrl.experiments.spaces import Choice
 from mbrl.experiments.statistics import Estimate, estimate, mean
-from mbrl.experiments.tune_study import Study, Trial
+from mbrl.experiments.tune_study import Study, Trial, best_of
 from mbrl.runs import plain
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def write_results(
     Raises:
         RunFolderError: it cannot be written; the trials are kept.
     """
-    done = [trial for trial in trials if trial.state == "complete"]
     _write(study.folder / "trials.csv", table(search, trials))
-    best = max(done, key=lambda trial: (trial.value, -trial.index), default=None)
+    best = best_of(trials)
     told: dict[str, Any] | None = None
     if best is not None:
         told = best_json(search, trials, best, confirmation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,12 @@ class Trial:
     def value(self) -> float:
         """The mean return; NaN if it crashed."""
         return statistics.fmean(self.returns) if self.returns and self.state != "crashed" else math.nan
+
+
+def best_of(trials: Iterable[Trial]) -> Trial | None:
+    """The complete one of the highest mean return, the first of those that tie."""
+    complete = (trial for trial in trials if trial.state == "complete")
+    return max(complete, key=lambda trial: (trial.value, -trial.index), default=None)
 
 
 class Study:

@@ -238,20 +238,24 @@ def test_a_longer_search_begins_with_the_shorter(whole: Path, tmp_path: Path) ->
 
 
 _CLI = """
-import sys; sys.path.insert(0, {root!r})
+import os, signal, sys
+sys.path.insert(0, {root!r})
 from mbrl.experiments import cli, tune
-import os, signal
-moment = int(sys.argv[1])
-real, played = tune.Search.play, 0
-def play(*args):
-    global played
-    played += 1
-    found = real(*args)
-    if played == moment:
-        os.kill(os.getpid(), signal.SIGKILL if sys.argv[2] == "kill" else signal.SIGINT)
-    return found
-tune.Search.play = play
-sys.exit(cli.main(sys.argv[3:]))
+real = tune.Search.play
+for moment, number in ((5, signal.SIGKILL), (3, signal.SIGINT)):  # imports take longer than searches, so they are shared
+    if os.fork():
+        print("ended", os.wait()[1], flush=True)
+        continue
+    played = 0
+    def play(*args):
+        global played
+        played += 1
+        found = real(*args)
+        if played == moment:
+            os.kill(os.getpid(), number)
+        return found
+    tune.Search.play = play
+    os._exit(cli.main(sys.argv[1:]))
 """
 
 
@@ -270,18 +274,18 @@ def test_sigkill_and_ctrl_c(whole: Path, tmp_path: Path) -> None:
         "3",
     ]
     code = _CLI.format(root=str(Path(__file__).resolve().parents[1]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(*how: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, *how, *words, "--out", str(tmp_path)]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=False, env=environment
-        )
-
-    assert start("5", "kill").returncode == -signal.SIGKILL
-    stopped = start("3", "interrupt")
-    assert stopped.returncode == 130, stopped.stderr
-    assert "Going on after 4 trials. 1 had been killed" in stopped.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    killed, stopped = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ended"))
+    assert os.WTERMSIG(killed) == signal.SIGKILL
+    assert os.waitstatus_to_exitcode(stopped) == 130, done.stderr
+    assert "Going on after 4 trials. 1 had been killed" in done.stdout
     assert rows(tmp_path) == rows(whole)[:7]  # 4, and 3 more, the last of which was finished
     best = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))
     assert best["fresh"] is None
