@@ -263,7 +263,7 @@ def _greet(search: Search, study: Study, console: Console) -> None:
     budget = f"{config.budget_ms:g} ms" if search.cell.timed else f"{config.evaluations:,} steps of the model"
     lines = [f"{config.env}, {config.planner}, {budget} a plan -> {study.folder}"]
     if known:
-        killed = f" {study.killed} had been killed and count as failed." if study.killed else ""
+        killed = f" Killed on the way and tried again: {study.killed}." if study.killed else ""
         lines.append(f"Going on after {known} trials.{killed}")
     for line in lines:
         console.print(escape(line), highlight=False, soft_wrap=True)

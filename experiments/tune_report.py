@@ -77,10 +77,10 @@ class Confirmation:
                 lines.append(f"{name} on {len(scores)} fresh seeds: {interval(estimate([scores], mean))}")
             if self.trial and self.difference is not None:
                 lines.append(f"difference, seed by seed: {interval(self.difference)}")
-        for name, scores in (("defaults", self.default), ("winner", self.winner)):
-            if None in scores:
+        for name, returns in (("defaults", self.default), ("winner", self.winner)):
+            if None in returns:
                 lines.append(
-                    f"{scores.count(None)} episodes of the {name} diverged; their seeds are left out."
+                    f"{returns.count(None)} episodes of the {name} diverged; their seeds are left out"
                 )
         return [*lines, self.verdict]
 
@@ -217,7 +217,7 @@ def lead(search: Search, study: Study, trials: Sequence[Trial]) -> str:
     model = "simulator" if config.model == SIMULATOR else f"{config.model} model"
     if config.learned:
         model = f"learned model {config.model} ({config.propagation})"
-    killed = f" {study.killed} that a kill cut short were tried again." if study.killed else ""
+    killed = f" Killed on the way and tried again: {study.killed}." if study.killed else ""
     return (
         f"{len(trials)} trials ({', '.join(counts)}) of {len(search.seeds)} episodes of at most {config.steps} steps, "
         f"planned on the {model} over {horizon}, "
