@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
 
@@ -117,6 +118,97 @@ def phase_chart(xs: Sequence[float], ys: Sequence[float], *, xlabel: str, label:
         x, y = place(*point)
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
     return _svg(parts, label, xlabel, [])
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point of `dot_chart`, and what is said of it."""
+
+    x: float
+    y: float
+    told: str
+    hollow: bool = False
+    circled: bool = False
+
+
+def dot_chart(
+    dots: Sequence[Dot],
+    *,
+    label: str,
+    xlabel: str,
+    log: bool = False,
+    names: Sequence[str] = (),
+    line: Sequence[tuple[float, float]] = (),
+    floor: float = -math.inf,
+) -> str:
+    """Dots, and a line of steps behind them.
+
+    Args:
+        log: a logarithmic horizontal axis.
+        names: x is an index of these.
+        floor: what is below is drawn at the lower edge.
+    """
+    if not dots:
+        return ""
+    low, high, up = axis_of(max(min(dot.y for dot in dots), floor), max(dot.y for dot in dots), False)
+    xs = [math.log10(dot.x) if log else dot.x for dot in dots]
+    first, last = (-0.5, len(names) - 0.5) if names else (min(xs), max(xs))
+    room = 0.04 * (last - first) or 0.5
+    first, last = first - room, last + room
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = (max(y, low) - low) / (high - low)
+        return (
+            LEFT + (WIDTH - LEFT - RIGHT) * (x - first) / (last - first),
+            HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share,
+        )
+
+    parts = [_horizontal(place(first, t)[1], tick_text(t, False)) for t in up]
+    if names:
+        parts += [_vertical(place(i, low)[0], escape(name)) for i, name in enumerate(names)]
+    elif log:
+        marks = [
+            m * 10.0**d
+            for d in range(math.floor(first), math.ceil(last) + 1)
+            for m in ((1, 2, 5) if last - first > 1 else (1, 2, 3, 5, 7))
+        ]
+        inside = [m for m in marks if first <= math.log10(m) <= last]
+        parts += [_vertical(place(math.log10(m), low)[0], f"{m:g}") for m in inside]
+    else:
+        parts += [_vertical(place(t, low)[0], f"{t:g}") for t in _ticks(first, last, 6)]
+    if line:
+        x, y = place(*line[0])
+        path = [f"M{x:.1f} {y:.1f}"]
+        for point in line[1:]:
+            x, y = place(*point)
+            path.append(f"H{x:.1f}V{y:.1f}")
+        parts.append(f'<path class="line s0" d="{"".join(path)}"/>')
+    for dot, across in zip(dots, xs, strict=True):
+        x, y = place(across, dot.y)
+        kind = "ring" if dot.hollow else "dot"
+        if dot.circled:
+            parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="8"/>')
+        parts.append(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(dot.told)}</title></circle>'
+        )
+    return _svg(parts, label, xlabel, [])
+
+
+def bar_chart(shares: Mapping[str, float]) -> str:
+    """Named shares of 1 as bars, one below the other."""
+    if not shares:
+        return ""
+    left, pitch = 130, 24
+    most = max(*shares.values(), 1e-9)
+    parts = []
+    for i, (name, share) in enumerate(shares.items()):
+        y, width = 6 + pitch * i, (WIDTH - left - 60) * max(share, 0.0) / most
+        parts.append(
+            f'<text class="tick" x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name)}</text>'
+            f'<rect class="bar" x="{left}" y="{y}" width="{max(width, 1):.1f}" height="{pitch - 7}"/>'
+            f'<text class="tick" x="{left + width + 7:.1f}" y="{y + 13}">{share:.2f}</text>'
+        )
+    return f'<svg viewBox="0 0 {WIDTH} {pitch * len(shares) + 10}" role="img" aria-label="Shares">{"".join(parts)}</svg>'
 
 
 def histogram(values: Sequence[float], *, label: str, limit: float | None = None) -> str:

@@ -132,7 +132,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import compare, fit, mpc, pets, view
+    from mbrl.experiments import compare, fit, mpc, pets, tune, view
 
     name: str | None = None
     rest = []
@@ -149,6 +149,8 @@ def parse(argv: list[str]) -> Any:
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
     if name is not None and rest and rest[0] in ("compare", "fit", "resume", "eval", "list", "check-env"):
         raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
+    if rest[:1] == ["tune"]:  # its planner has no options: they are what is looked for
+        return tyro.cli(tune.Config, args=["--planner", name or "icem", *rest[1:]], prog="mbrl tune")
     if name is None:
         name = "cem" if train else "icem"
     planners = pets.PLANNERS if train else mpc.PLANNERS
@@ -164,6 +166,7 @@ def parse(argv: list[str]) -> Any:
         "view": view.Config[planner],  # type: ignore[valid-type]
         "train": pets.Config[planner],  # type: ignore[valid-type]
         "compare": compare.Config,
+        "tune": tune.Config,
         "fit": fit.Config,
         "resume": Resume,
         "eval": Evaluate,
@@ -185,7 +188,7 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
     from mbrl.envs import WORLDS, Pendulum, make_world
-    from mbrl.experiments import compare, fit, mpc, pets, view
+    from mbrl.experiments import compare, fit, mpc, pets, tune, view
 
     match command:
         case List():
@@ -222,6 +225,8 @@ def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
             fit.main(command, console)
         case compare.Config():
             compare.main(command, console, command=argv)
+        case tune.Config():
+            tune.main(command, console)
         case Resume():
             config = pets.config_of(command.folder)
             if command.steps is not None:
