@@ -75,6 +75,12 @@ class Cell:
     def timed(self) -> bool:
         return self.budget == "ms"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on, as JSON types: of a learned model its weights, not where they lie."""
+        found = dataclasses.asdict(self)
+        return found if self.fingerprint is None else found | {"model": "learned"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -85,7 +91,7 @@ class Job:
 
     @functools.cached_property
     def key(self) -> str:
-        text = json.dumps([_FORMAT, dataclasses.asdict(self.cell), self.seeds], sort_keys=True)
+        text = json.dumps([_FORMAT, self.cell.identity, self.seeds], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     @property
@@ -134,7 +140,7 @@ def run_job(job: Job) -> Outcome:
     """Run a job. What goes wrong is told in the record: no cell may cost the others."""
     torch.set_num_threads(job.cell.threads)
     tic = time.perf_counter()
-    record: dict[str, Any] = {"key": job.key, "cell": dataclasses.asdict(job.cell), "seeds": list(job.seeds)}
+    record: dict[str, Any] = {"key": job.key, "cell": job.cell.identity, "seeds": list(job.seeds)}
     films = None
     try:
         world = make_world(job.cell.env)

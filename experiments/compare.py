@@ -89,6 +89,10 @@ class Config:
             for name in names:
                 if name not in valid:
                     raise UnknownName(kind, name, valid)
+        for option, given in (("envs", self.envs), ("models", self.models), ("planners", self.planners)):
+            twice = {name for name in given if given.count(name) > 1}
+            if twice:
+                raise ContractError(f"--{option} names {', '.join(sorted(twice))} twice. Name each once.")
         if not (self.envs and self.models and self.planners):
             raise ContractError(
                 "A comparison needs a world, a model and a planner, but got "
@@ -133,6 +137,10 @@ def cells_of(config: Config) -> list[Cell]:
                 f"Add {world} to --envs, or leave the model out."
             )
     prints = {name: fingerprint(name) for name in learned}
+    for name in learned:
+        same = [other for other in learned if prints[other] == prints[name]]
+        if len(same) > 1:
+            raise ContractError(f"{' and '.join(same)} hold the same model. Give one of them.")
     budgets: list[tuple[Literal["evaluations", "ms"], float]] = []
     if config.evaluations:
         budgets.append(("evaluations", float(config.evaluations)))

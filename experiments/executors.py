@@ -122,7 +122,7 @@ def _told(outcome: Outcome, attempts: int) -> Outcome:
 
 
 def _lost(job: Job, attempts: int) -> Outcome:
-    record = {"key": job.key, "cell": vars(job.cell), "seeds": list(job.seeds), "attempts": attempts}
+    record = {"key": job.key, "cell": job.cell.identity, "seeds": list(job.seeds), "attempts": attempts}
     why = f"its worker died {attempts} times: killed, out of memory, or crashed outside of Python"
     return Outcome(record | {"crashed": why})
 

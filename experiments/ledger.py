@@ -87,7 +87,7 @@ class Ledger:
 
     def done(self, cell: Cell) -> list[dict[str, Any]]:
         """The records of a cell that need not be made again: those with episodes, or the newest refusal."""
-        found = [record for record in self.records if record["cell"] == _plain(cell)]
+        found = [record for record in self.records if record["cell"] == cell.identity]
         played = [record for record in found if "episodes" in record]
         return played or [record for record in found if "refused" in record][-1:]
 
@@ -103,7 +103,7 @@ class Ledger:
 
     def crash(self, cell: Cell) -> str | None:
         """Why the newest try of the cell failed, if it did."""
-        found = [record for record in self.records if record["cell"] == _plain(cell)]
+        found = [record for record in self.records if record["cell"] == cell.identity]
         return found[-1].get("crashed") if found else None
 
     def film(self, key: str) -> Tensor | None:
@@ -126,9 +126,3 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _plain(cell: Cell) -> dict[str, Any]:
-    """The cell as it comes back from JSON."""
-    found: dict[str, Any] = json.loads(json.dumps(vars(cell)))
-    return found

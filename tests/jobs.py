@@ -28,7 +28,7 @@ def told(job: Job) -> Outcome:
     """Nothing but what the job was, and when and where."""
     tic = time.time()
     time.sleep(0.2)
-    record = {"key": job.key, "cell": vars(job.cell), "seeds": list(job.seeds), "episodes": []}
+    record = {"key": job.key, "cell": job.cell.identity, "seeds": list(job.seeds), "episodes": []}
     return Outcome(
         record
         | {"pid": os.getpid(), "from": tic, "to": time.time(), "threads": os.environ["OMP_NUM_THREADS"]}

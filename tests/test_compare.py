@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,6 +248,19 @@ def test_a_learned_model_is_judged_in_the_true_world(learned: Path, tmp_path: Pa
     assert "<th>same planner, simulator</th>" in page
 
 
+def test_a_model_that_has_moved_is_the_same_model(learned: Path, tmp_path: Path) -> None:
+    words = ["compare", "--envs", "double-integrator", "--planners", "cem", "--seeds", "2", *SMALL]
+    words += ["--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--models", str(learned)]) == 0
+    before = (tmp_path / "out" / "cells.jsonl").read_bytes()
+    shutil.copytree(learned, tmp_path / "elsewhere")
+    assert cli.main([*words, "--models", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "out" / "cells.jsonl").read_bytes() == before
+    both = compare.Config(envs=("double-integrator",), models=(str(learned), str(tmp_path / "elsewhere")))
+    with pytest.raises(ContractError, match="hold the same model"):
+        compare.cells_of(both)
+
+
 def test_a_model_of_another_world_is_refused_before_anything_runs(
     learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +278,8 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         compare.Config(envs=("Hoper-v5",))
     with pytest.raises(ContractError, match="needs a budget"):
         compare.Config(evaluations=0)
+    with pytest.raises(ContractError, match="--planners names cem twice"):
+        compare.Config(planners=("cem", "icem", "cem"))
     with pytest.raises(ContractError, match="seeds, steps, batch, threads"):
         compare.Config(seeds=0)
     with pytest.raises(ContractError, match="There is no folder"):

@@ -18,7 +18,7 @@ from tests.jobs import CELL
 
 def outcome(cell: Cell, seeds: tuple[int, ...], **found: object) -> Outcome:
     job = Job(cell, seeds)
-    record = {"key": job.key, "cell": vars(cell), "seeds": list(seeds)}
+    record = {"key": job.key, "cell": cell.identity, "seeds": list(seeds)}
     return Outcome(record | (found or {"episodes": [{"seed": seed, "return": 1.0} for seed in seeds]}))
 
 
@@ -117,4 +117,6 @@ def test_the_key_is_of_all_that_a_result_depends_on() -> None:
     keys = {Job(replace(CELL, **{name: value}), (0,)).key for name, value in {**changes, **numbers}.items()}
     keys |= {Job(CELL, (0,)).key, Job(CELL, (1,)).key, Job(CELL, (0, 1)).key}
     assert len(keys) == len(changes) + len(numbers) + 3
+    learned = replace(CELL, model="runs/model", fingerprint="ab")
+    assert Job(learned, (0,)).key == Job(replace(learned, model="/home/me/runs/model/"), (0,)).key
     assert Job(replace(CELL), (0,)).key == Job(CELL, (0,)).key
