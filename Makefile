@@ -19,7 +19,7 @@ demo: $(VENV)/core.stamp
 	echo "Report: $(CURDIR)/runs/demo-$$n/report.html"
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # mypy without file names: a file given by its root path would be another module.
 check: $(VENV)/dev.stamp

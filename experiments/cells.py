@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 
 from mbrl.envs import World, make_world
-from mbrl.errors import ContractError, MbrlError, UnsupportedProblem
+from mbrl.errors import ContractError, UnsupportedProblem
 from mbrl.estimators import FullState, Measured
-from mbrl.experiments.contenders import calibrated, contender, size_for
+from mbrl.experiments.contenders import BudgetTooSmall, calibrated, contender, size_for
 from mbrl.experiments.episodes import Episode, run_episodes
 from mbrl.experiments.learned import learned_problem, load_model
 from mbrl.experiments.mpc import with_derivatives
 from mbrl.experiments.oracle import riccati_optimum
 from mbrl.experiments.recording import HELD
+from mbrl.models import Ensemble
 from mbrl.mpc import MPC
-from mbrl.planners import ILQR, NMPC, ScenarioNMPC
+from mbrl.planners import ILQR, NMPC
 from mbrl.policies import RandomPolicy
 from mbrl.problem import Problem
 from mbrl.protocols import Estimator, Planner
@@ -39,7 +40,7 @@ from mbrl.runs import environment, plain
 SIMULATOR, ANALYTIC = "simulator", "analytic"
 RANDOM = "random"
 """The planner that is none: uniform actions, the lower end of a normalised score."""
-_FORMAT = 1  # of what a job depends on and leaves; another one shares no results with it
+_FORMAT = 1  # of what a job leaves
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,11 @@ class Cell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What results depend on, as JSON types: of a learned model its weights, not where they lie."""
-        found = dataclasses.asdict(self)
+        """What results depend on, as JSON types: of a learned model what it is, not where it lies."""
+        found = dataclasses.asdict(self) | {
+            "format": _FORMAT,
+            "version": environment()["versions"]["mbrl-kit"],
+        }
         return found if self.fingerprint is None else found | {"model": "learned"}
 
 
@@ -91,7 +95,7 @@ class Job:
 
     @functools.cached_property
     def key(self) -> str:
-        text = json.dumps([_FORMAT, self.cell.identity, self.seeds], sort_keys=True)
+        text = json.dumps([self.cell.identity, self.seeds], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     @property
@@ -114,12 +118,12 @@ class Outcome:
     films: Tensor | None = None
 
 
-def fingerprint(folder: str | Path) -> str:
-    """A hash of the files that a learned model is loaded from."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*.safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
+def fingerprint(model: Ensemble) -> str:
+    """A hash of a learned model: of its weights, and of what it sees and predicts."""
+    digest = hashlib.sha256(f"{model.world} {model.dt} {model.features} {model.net}".encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -146,10 +150,16 @@ def run_job(job: Job) -> Outcome:
         world = make_world(job.cell.env)
         episodes, told = _play(job, world)
         best = _optimum(world, episodes, job.cell.steps)
-        summaries = [_summary(job.cell, world, e, o) for e, o in zip(episodes, best, strict=True)]
+        together = 1 if job.cell.timed else len(job.seeds)
+        summaries = [
+            _summary(job.cell, world, e, o) | {"together": together}
+            for e, o in zip(episodes, best, strict=True)
+        ]
+        if not all(math.isfinite(e["return"]) for e in summaries):
+            raise ArithmeticError("a return is not finite")
         record |= told | {"episodes": summaries}
         films = episodes[0].states
-    except MbrlError as error:
+    except (UnsupportedProblem, BudgetTooSmall) as error:
         record["refused"] = str(error)
     except Exception as error:  # noqa: BLE001  a defect in one cell must not end the comparison
         record["crashed"] = f"{type(error).__name__}: {error}"
@@ -177,7 +187,7 @@ def problem_of(cell: Cell, world: World, planner: Planner[Any]) -> tuple[Problem
     else:
         way = cell.propagation
         if holds:
-            way = "scenarios" if isinstance(planner, ScenarioNMPC) else "expression"
+            way = "expression"
         model = load_model(Path(cell.model))
         options: dict[str, Any] = {
             "propagation": way,
@@ -253,6 +263,7 @@ def _summary(cell: Cell, world: World, episode: Episode, optimum: float | None) 
         "diverged": episode.diverged,
         "planned": _mean(planned),
         "gap": _mean(gap),
+        "lost": _lost(episode),
         "optimum": optimum,
         "plan_ms": statistics.median(times) if times else None,
         "plan_ms_worst": max(times, default=None),
@@ -268,6 +279,15 @@ def _mean(values: Tensor) -> float | None:
     """Of what is finite."""
     known = values[values.isfinite()]
     return float(known.mean()) if len(known) else None
+
+
+def _lost(episode: Episode) -> float | None:
+    """The share of the plans tried in the plant that left the finite numbers there, or on the model."""
+    tried = ~episode.realised.isnan()
+    if not tried.any():
+        return None
+    lost = ~(episode.planned.isfinite() & episode.realised.isfinite())
+    return float(lost[tried].double().mean())
 
 
 def _violations(world: World, episode: Episode) -> dict[str, list[float]]:

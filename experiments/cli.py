@@ -224,7 +224,7 @@ def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
         case fit.Config():
             fit.main(command, console)
         case compare.Config():
-            compare.main(command, console, command=argv)
+            compare.main(command, console, command=["mbrl", *argv])
         case tune.Config():
             tune.main(command, console)
         case Resume():

@@ -124,7 +124,8 @@ def cells_of(config: Config) -> list[Cell]:
         ContractError: a model was learned on a world that is not among those compared.
     """
     learned = [name for name in config.models if name not in (SIMULATOR, ANALYTIC)]
-    world_of = {name: load_model(Path(name)).world for name in learned}
+    models = {name: load_model(Path(name)) for name in learned}
+    world_of = {name: model.world for name, model in models.items()}
     for name, world in world_of.items():
         if world is None and len(config.envs) > 1:
             raise ContractError(
@@ -136,7 +137,7 @@ def cells_of(config: Config) -> list[Cell]:
                 f"The model in {name} was learned on {world}, but {', '.join(config.envs)} are compared. "
                 f"Add {world} to --envs, or leave the model out."
             )
-    prints = {name: fingerprint(name) for name in learned}
+    prints = {name: fingerprint(model) for name, model in models.items()}
     for name in learned:
         same = [other for other in learned if prints[other] == prints[name]]
         if len(same) > 1:
@@ -227,7 +228,8 @@ def _run(config: Config, cells: Sequence[Cell], ledger: Ledger, console: Console
     untimed, timed = [job for job in jobs if not job.cell.timed], [job for job in jobs if job.cell.timed]
     labels = {job.key: job.label for job in jobs}
     for group, alone in ((untimed, False), (timed, True)):
-        if alone and group and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
+        busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+        if alone and group and busy and not untimed:  # else it may have been ourselves
             console.print(
                 f"[yellow]The machine is busy (load {os.getloadavg()[0]:.1f}): wall-clock results will suffer.[/yellow]"
             )
@@ -236,7 +238,7 @@ def _run(config: Config, cells: Sequence[Cell], ledger: Ledger, console: Console
             done += 1
             minutes = (time.monotonic() - started) / 60
             console.print(
-                f"[dim]{done}/{len(jobs)} {minutes:.1f} min[/dim] {labels[outcome.record['key']]}: "
+                f"[dim]{done}/{len(jobs)} {minutes:.1f} min[/dim] {escape(labels[outcome.record['key']])}: "
                 f"{escape(_news(outcome))}",
                 highlight=False,
                 soft_wrap=True,

@@ -15,7 +15,6 @@ import numpy as np
 from mbrl.experiments.charts import card
 from mbrl.experiments.compare_charts import forest_chart, profile_chart, scatter_chart
 from mbrl.experiments.compare_summary import (
-    KINDS,
     Aggregate,
     Row,
     Summary,
@@ -25,7 +24,7 @@ from mbrl.experiments.compare_summary import (
     plan_ms,
 )
 from mbrl.experiments.statistics import Estimate, pareto, performance_profile
-from mbrl.runs import environment, plain
+from mbrl.runs import plain
 
 
 def half_name(budget: str, amount: float) -> str:
@@ -46,11 +45,11 @@ def body(
 ) -> list[str]:
     parts = []
     for budget, amount in summary.halves():
-        mixed = _mixed(summary, budget) if budget == "ms" else ""
+        mixed = _mixed(summary, budget)
         parts.append(f"<h2>At {half_name(budget, amount)}</h2>{mixed}{_overview(summary, budget)}")
     for env in dict.fromkeys(row.cell.env for row in summary.rows):
         parts.append(f"<h2>{escape(env)}</h2>{_world(summary, env)}{_mosaic(films.get(env))}")
-    parts.append(f"<h2>Every cell</h2>{_every_cell(summary)}")
+    parts.append(f"<h2>Every cell</h2>{_every_cell(summary, config.seeds)}")
     parts.append(f"<h2>How to read this</h2><ul class='notes'>{_notes(summary)}</ul>")
     parts.append(_provenance(config, summary, command))
     return parts
@@ -72,13 +71,13 @@ def _overview(summary: Summary, budget: str) -> str:
     here = [a for a in summary.aggregates if a.budget == budget]
     if not here:
         return "<p>No world has a scale yet: it takes the random policy and a planner that beats it.</p>"
-    kinds, names = _kinds(summary), list(dict.fromkeys(row.cell.planner for row in summary.rows))
+    models, names = summary.models, list(dict.fromkeys(row.cell.planner for row in summary.rows))
     cards = [
         card(
             "Normalised score, over all tasks",
             forest_chart(
-                _by_planner(here),
-                series=kinds,
+                _by_planner(here, models),
+                series=models,
                 xlabel="interquartile mean of the score",
                 reference={"reference": 1.0},
             ),
@@ -89,7 +88,7 @@ def _overview(summary: Summary, budget: str) -> str:
     cards.append(
         card(
             "Return against time",
-            _return_against_time(summary, here, budget),
+            _return_against_time(summary, here),
             "Median time of a plan against the score; the lines join those that no other beats at lower cost."
             + (
                 ""
@@ -98,52 +97,49 @@ def _overview(summary: Summary, budget: str) -> str:
             ),
         )
     )
-    for kind in KINDS:
-        group = sorted((a for a in here if a.kind == kind), key=lambda a: -a.score.value)
+    for model in models:
+        group = sorted((a for a in here if a.model == model), key=lambda a: -a.score.value)
         if len(group) > 1:
             low = min(float(np.min(v)) for a in group for v in a.scores.values())
             thresholds = np.linspace(max(-0.5, min(0.0, low)), 1.1, 61)
             profiles = {a.planner: performance_profile(list(a.scores.values()), thresholds) for a in group}
             cards.append(
                 card(
-                    f"Performance profile, {kind}",
+                    f"Performance profile, {model}",
                     profile_chart(thresholds, profiles, names=names, xlabel="score"),
                     "The share of episodes that reach each score; tasks weigh the same. A line above another is better throughout.",
                 )
             )
-    tables = "".join(_improvement(summary, budget, kind) for kind in KINDS)
-    return f"<div class='grid2'>{''.join(cards)}</div>{_score_table(here)}{tables}"
+    tables = "".join(_improvement(summary, budget, model) for model in models)
+    return f"<div class='grid2'>{''.join(cards)}</div>{_score_table(here, models)}{tables}"
 
 
-def _kinds(summary: Summary) -> list[str]:
-    """The kinds of model that there are."""
-    return [kind for kind in KINDS if any(row.kind == kind for row in summary.rows)]
-
-
-def _by_planner(aggregates: Sequence[Aggregate]) -> dict[str, dict[str, Estimate]]:
-    """planner -> kind of model -> score, the best first."""
+def _by_planner(aggregates: Sequence[Aggregate], models: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """planner -> model -> score, the best first."""
     found: dict[str, dict[str, Estimate]] = {}
-    for kind in KINDS:
+    for model in models:
         for a in aggregates:
-            if a.kind == kind:
-                found.setdefault(a.planner, {})[kind] = a.score
+            if a.model == model:
+                found.setdefault(a.planner, {})[model] = a.score
     return dict(sorted(found.items(), key=lambda item: -max(e.value for e in item[1].values())))
 
 
-def _return_against_time(summary: Summary, here: Sequence[Aggregate], budget: str) -> str:
+def _return_against_time(summary: Summary, here: Sequence[Aggregate]) -> str:
     points: dict[str, dict[str, tuple[float, Estimate]]] = {}
-    for kind in KINDS:
-        for a in here:
-            if a.kind == kind and (ms := _plan_ms(summary, a)) is not None:
-                points.setdefault(a.planner, {})[kind] = ms, a.score
     fronts = {}
-    for kind in KINDS:
-        names = [name for name, each in points.items() if kind in each]
-        costs, values = [points[n][kind][0] for n in names], [points[n][kind][1].value for n in names]
-        fronts[kind] = [names[i] for i in pareto(costs, values)]
-    kinds = _kinds(summary)
+    for model in summary.models:
+        for a in here:
+            if a.model == model and (ms := _plan_ms(summary, a)) is not None:
+                points.setdefault(a.planner, {})[model] = ms, a.score
+        names = [name for name, each in points.items() if model in each]
+        costs, values = [points[n][model][0] for n in names], [points[n][model][1].value for n in names]
+        fronts[model] = [names[i] for i in pareto(costs, values)]
     return scatter_chart(
-        points, series=kinds, xlabel="ms per plan and episode, median", label="score", fronts=fronts
+        points,
+        series=summary.models,
+        xlabel="ms per plan and episode, median",
+        label="score",
+        fronts=fronts,
     )
 
 
@@ -151,29 +147,28 @@ def _plan_ms(summary: Summary, a: Aggregate) -> float | None:
     times = [
         ms
         for row in summary.rows
-        if (row.cell.planner, row.kind, row.cell.budget) == (a.planner, a.kind, a.budget)
+        if (row.cell.planner, row.model, row.cell.budget) == (a.planner, a.model, a.budget)
         and (ms := plan_ms(row))
     ]
     return statistics.median(times) if times else None
 
 
-def _score_table(here: Sequence[Aggregate]) -> str:
-    kinds = [kind for kind in KINDS if any(a.kind == kind for a in here)]
-    by = {(a.planner, a.kind): a for a in here}
-    head = "".join(f"<th>{kind}</th><th>tasks</th>" for kind in kinds)
+def _score_table(here: Sequence[Aggregate], models: Sequence[str]) -> str:
+    by = {(a.planner, a.model): a for a in here}
+    head = "".join(f"<th>{escape(model)}</th><th>tasks</th>" for model in models)
     lines = []
-    for planner in _by_planner(here):
+    for planner in _by_planner(here, models):
         tds = [f"<td>{planner}</td>"]
-        for kind in kinds:
-            a = by.get((planner, kind))
+        for model in models:
+            a = by.get((planner, model))
             tds.append(_estimate_cell(None if a is None else a.score, 2))
             tds.append(f"<td data-value='{a.worlds}'>{a.worlds}</td>" if a else "<td></td>")
         lines.append(f"<tr>{''.join(tds)}</tr>")
     return _sortable(f"<th>planner</th>{head}", lines)
 
 
-def _improvement(summary: Summary, budget: str, kind: str) -> str:
-    names, table = improvement(summary, budget, kind)
+def _improvement(summary: Summary, budget: str, model: str) -> str:
+    names, table = improvement(summary, budget, model)
     if len(names) < 2:
         return ""
     head = "<th></th>" + "".join(f"<th>{name}</th>" for name in names)
@@ -184,8 +179,8 @@ def _improvement(summary: Summary, budget: str, kind: str) -> str:
         )
         lines.append(f"<tr><td>{name}</td>{tds}</tr>")
     return (
-        f"<details><summary>Probability of improvement, {kind}</summary><p>How likely an episode of the planner on the "
-        f"left earns more than one of the planner above, on a task drawn at random.</p>"
+        f"<details><summary>Probability of improvement, {escape(model)}</summary><p>How likely an episode of the planner "
+        f"on the left earns more than one of the planner above, on a task drawn at random.</p>"
         f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>"
     )
 
@@ -213,12 +208,11 @@ def _world(summary: Summary, env: str) -> str:
             if row.cell.budget == budget and row.total is not None:
                 marks.setdefault(row.cell.planner, {})[row.model] = row.total
         ordered = dict(sorted(marks.items(), key=lambda item: -max(e.value for e in item[1].values())))
-        models = list(dict.fromkeys(row.model for row in rows))
         if ordered:
             reference = {} if scale is None else {"reference": scale.reference}
             if optimum:
                 reference = {"optimum": statistics.fmean(optimum)}
-            chart = forest_chart(ordered, series=models, xlabel="mean return", reference=reference)
+            chart = forest_chart(ordered, series=summary.models, xlabel="mean return", reference=reference)
             cards.append(
                 card(f"Return at {half_name(budget, amount)}", chart, "Mean over seeds, with intervals.")
             )
@@ -233,7 +227,7 @@ def _world(summary: Summary, env: str) -> str:
     )
 
 
-def _every_cell(summary: Summary) -> str:
+def _every_cell(summary: Summary, seeds: int) -> str:
     lost = lost_to_model(summary)
     lq = any("optimum" in e and e["optimum"] is not None for row in summary.rows for e in row.episodes)
     columns: list[tuple[str, Callable[[Row], str]]] = [
@@ -243,7 +237,7 @@ def _every_cell(summary: Summary) -> str:
         ("budget", lambda row: _number_cell(row.cell.amount, ".4g", " ms" if row.cell.timed else " steps")),
         ("return", lambda row: _estimate_cell(row.total, 1)),
         ("score", lambda row: _estimate_cell(row.score, 2)),
-        ("same planner, simulator", lambda row: _number_cell(lost.get(id(row)), "+.2f")),
+        ("less on simulator", lambda row: _number_cell(lost.get(id(row)), "+.2f")),
         ("gap", lambda row: _number_cell(row.number("gap"), ".3g")),
         ("planned", lambda row: _number_cell(row.number("planned"), ".4g")),
         ("ms, median", lambda row: _number_cell(plan_ms(row), ".3g")),
@@ -254,9 +248,14 @@ def _every_cell(summary: Summary) -> str:
         ("late", lambda row: _number_cell(row.number("late"), ".0%")),
         ("model steps", lambda row: _number_cell(row.number("model_steps"), ",.0f")),
         ("certified", lambda row: _number_cell(row.number("certified"), ".0%")),
+        ("diverged", lambda row: _number_cell(_some(row.number("diverged")), ".0%")),
+        ("plans lost", lambda row: _number_cell(_some(row.number("lost")), ".0%")),
         ("violated", lambda row: _violated(row)),
         ("fallbacks", lambda row: _number_cell(row.number("fallbacks"), ".2g")),
-        ("seeds", lambda row: f"<td>{len(row.episodes)}</td>"),
+        (
+            "seeds",
+            lambda row: f"<td data-value='{len(row.episodes)}'>{len(row.episodes)}{_of(row, seeds)}</td>",
+        ),
     ]
     if lq:
         columns.insert(6, ("above optimum", lambda row: _number_cell(optimality_gap(row), ".2%")))
@@ -265,6 +264,15 @@ def _every_cell(summary: Summary) -> str:
         if row.why is None:
             lines.append(f"<tr>{''.join(cell(row) for _, cell in columns)}</tr>")
     return _sortable("".join(f"<th>{name}</th>" for name, _ in columns), lines)
+
+
+def _of(row: Row, seeds: int) -> str:
+    return "" if len(row.episodes) == seeds else f" of {seeds}"
+
+
+def _some(share: float | None) -> float | None:
+    """Nothing to show where there is none."""
+    return share or None
 
 
 def _violated(row: Row) -> str:
@@ -307,7 +315,12 @@ def _notes(summary: Summary) -> str:
             "<b>gap</b>: what a plan expects to earn over its horizon, less what the same actions earn in the plant from the same "
             "state; the mean over an episode's plans. Far above 0 the model is being exploited; on the true simulator it is 0."
         ),
-        "<b>same planner, simulator</b>: score less that of the same planner with the same budget on the true simulator.",
+        (
+            "<b>less on simulator</b>: the score less that of the same planner with the same budget on the true simulator, "
+            "seed by seed, on average."
+        ),
+        "<b>diverged</b>: episodes that the simulator broke off because its physics blew up; they keep what they had earned.",
+        "<b>plans lost</b>: plans that left the finite numbers, on the model or in the plant; their gaps are not in the mean.",
         "<b>certified</b>: the share of plans that the planner itself says are optimal, to its tolerance; only solvers say so.",
         (
             "<b>late</b>: the share of plans that took longer than the budget. Planners are sized by timing them before the first "
@@ -323,10 +336,9 @@ def _notes(summary: Summary) -> str:
 
 
 def _provenance(config: Any, summary: Summary, command: Sequence[str]) -> str:
-    machine = environment()
-    typed = shlex.join(["mbrl", *command]) if command else "not run from the command line"
-    ran = sorted({m for row in summary.rows for m in row.machines})
-    facts = machine["versions"] | {"machine": "; ".join(ran)}
+    typed = shlex.join(command) if command else "not run from the command line"
+    facts: dict[str, str] = {name: ", ".join(found) for name, found in summary.versions().items()}
+    facts["machine"] = "; ".join(sorted({m for row in summary.rows for m in row.machines}))
     rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
     settings = "".join(
         f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>"
@@ -336,7 +348,7 @@ def _provenance(config: Any, summary: Summary, command: Sequence[str]) -> str:
     return (
         f"<h2>Command and versions</h2><code class='command'>{escape(typed)}</code>"
         f"<div class='grid2'><div class='card'><h3>Settings</h3><table>{settings}</table></div>"
-        f"<div class='card'><h3>Versions</h3><table>{rows}</table></div></div>"
+        f"<div class='card'><h3>What the cells ran with</h3><table>{rows}</table></div></div>"
     )
 
 

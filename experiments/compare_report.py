@@ -143,7 +143,7 @@ def _results(config: Any, summary: Summary, command: Sequence[str]) -> dict[str,
         "scores": [
             {
                 "planner": a.planner,
-                "model": a.kind,
+                "model": a.model,
                 "budget": a.budget,
                 "tasks": a.worlds,
                 **dataclasses.asdict(a.score),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from mbrl.experiments.statistics import Array, Estimate, estimate, iqm, mean, pr
 
 LEARNED = "learned"
 KINDS = (SIMULATOR, ANALYTIC, LEARNED)
+VERSIONS = ("python", "mbrl-kit", "torch", "mujoco", "gymnasium", "numpy")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ class Row:
         scores: (n,) normalised returns; empty where the world has no scale.
         total, score: mean return and interquartile mean of the scores.
         size: of the planner, see `contenders`.
-        key: of the job whose first episode was filmed.
-        together: how many episodes were planned at once.
-        machines: what the episodes ran on.
+        key: of the job that filmed the first of the episodes.
+        machines, versions, loads: what the jobs ran on.
     """
 
     cell: Cell
@@ -47,8 +46,8 @@ class Row:
     score: Estimate | None = None
     size: int | None = None
     key: str | None = None
-    together: int = 1
     machines: tuple[str, ...] = ()
+    versions: tuple[dict[str, str], ...] = ()
     loads: tuple[float, ...] = ()
 
     @property
@@ -83,10 +82,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A planner on one kind of model at one budget over all worlds in which it ran."""
+    """A planner on one model, or one kind of model, at one budget over all worlds in which it ran."""
 
     planner: str
-    kind: str
+    model: str
     budget: str
     score: Estimate
     worlds: int
@@ -99,6 +98,21 @@ class Summary:
     scales: dict[str, Scale]
     random: dict[str, Estimate]
     aggregates: list[Aggregate]
+
+    @property
+    def models(self) -> list[str]:
+        """As shown, the true ones first."""
+        names = dict.fromkeys(row.model for row in self.rows)
+        return sorted(names, key=lambda name: KINDS.index(name) if name in KINDS else len(KINDS))
+
+    def versions(self) -> dict[str, list[str]]:
+        """Of each package, those that cells ran with."""
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            for versions in row.versions:
+                for name, version in versions.items():
+                    found.setdefault(name, set()).add(version)
+        return {name: sorted(versions) for name, versions in found.items()}
 
     def halves(self) -> list[tuple[str, float]]:
         """The budgets compared: ("evaluations" or "ms", how much)."""
@@ -121,9 +135,9 @@ def summarise(cells: Sequence[Cell], ledger: Ledger, seeds: Iterable[int]) -> Su
     return Summary(rows, scales, random, _aggregates(rows))
 
 
-def improvement(summary: Summary, budget: str, kind: str) -> tuple[list[str], list[list[Estimate | None]]]:
+def improvement(summary: Summary, budget: str, model: str) -> tuple[list[str], list[list[Estimate | None]]]:
     """Planners, best first, and how likely each beats each other on the worlds in which both ran."""
-    found = [a for a in summary.aggregates if (a.budget, a.kind) == (budget, kind)]
+    found = [a for a in summary.aggregates if (a.budget, a.model) == (budget, model)]
     found.sort(key=lambda a: -a.score.value)
     table: list[list[Estimate | None]] = []
     for ours in found:
@@ -137,16 +151,18 @@ def improvement(summary: Summary, budget: str, kind: str) -> tuple[list[str], li
 
 
 def _labels(cells: Sequence[Cell]) -> dict[str, str]:
-    """Models as shown: `learned`, with the folder's name where there are several for one world."""
-    by_env: dict[str, set[str]] = {}
+    """Models as shown: `learned`, or with folders' names where there are several for one world."""
+    by_env: dict[str, dict[str, None]] = {}
     for cell in cells:
         if cell.fingerprint is not None:
-            by_env.setdefault(cell.env, set()).add(cell.model)
-    several = any(len(models) > 1 for models in by_env.values())
+            by_env.setdefault(cell.env, {})[cell.model] = None
+    folders = list(dict.fromkeys(folder for models in by_env.values() for folder in models))
     names = {cell.model: cell.model for cell in cells}
-    for models in by_env.values():
-        for model in models:
-            names[model] = f"{LEARNED} ({Path(model).name})" if several else LEARNED
+    several = any(len(models) > 1 for models in by_env.values())
+    for folder in folders:
+        short = Path(folder).name
+        alone = [Path(other).name for other in folders].count(short) == 1
+        names[folder] = f"{LEARNED} ({short if alone else folder})" if several else LEARNED
     return names
 
 
@@ -161,7 +177,7 @@ def _row(cell: Cell, model: str, ledger: Ledger, seeds: set[int]) -> Row:
     if not kept:
         crash = ledger.crash(cell)
         return Row(cell, kind, model, [], why=crash or "not run yet", crashed=crash is not None)
-    machines = {machine_name(record["machine"]) for record in records}
+    first = min(records, key=lambda record: min(record["seeds"]))
     return Row(
         cell,
         kind,
@@ -169,9 +185,9 @@ def _row(cell: Cell, model: str, ledger: Ledger, seeds: set[int]) -> Row:
         kept,
         total=estimate([np.array([episode["return"] for episode in kept])], mean),
         size=records[-1].get("size"),
-        key=records[0]["key"],
-        together=max(len(record["seeds"]) for record in records),
-        machines=tuple(sorted(machines)),
+        key=first["key"] if first["seeds"][0] == kept[0]["seed"] else None,
+        machines=tuple(sorted({machine_name(record["machine"]) for record in records})),
+        versions=tuple({n: str(record["machine"][n]) for n in VERSIONS} for record in records),
         loads=tuple(record["machine"]["load"] for record in records),
     )
 
@@ -203,44 +219,45 @@ def _scored(row: Row, scale: Scale | None) -> Row:
 
 def _aggregates(rows: Sequence[Row]) -> list[Aggregate]:
     groups: dict[tuple[str, str, str], dict[str, Array]] = {}
-    doubled: Counter[tuple[str, str, str, str]] = Counter()
     for row in rows:
         if len(row.scores):
-            key = (row.cell.planner, row.kind, row.cell.budget)
-            doubled[*key, row.cell.env] += 1
-            known = groups.setdefault(key, {})
-            known[row.cell.env] = np.concatenate([known.get(row.cell.env, np.empty(0)), row.scores])
+            groups.setdefault((row.cell.planner, row.model, row.cell.budget), {})[row.cell.env] = row.scores
     return [
-        Aggregate(planner, kind, budget, estimate(list(scores.values())), len(scores), scores)
-        for (planner, kind, budget), scores in groups.items()
+        Aggregate(planner, model, budget, estimate(list(scores.values())), len(scores), scores)
+        for (planner, model, budget), scores in groups.items()
     ]
 
 
 def plan_ms(row: Row) -> float | None:
-    """Median milliseconds of a plan, for one episode."""
-    ms = row.number("plan_ms", statistics.median)
-    return None if ms is None else ms / (1 if row.cell.timed else row.together)
+    """Median milliseconds of a plan, for one of the episodes that were planned together."""
+    times = [e["plan_ms"] / e["together"] for e in row.episodes if e["plan_ms"] is not None]
+    return statistics.median(times) if times else None
 
 
 def optimality_gap(row: Row) -> float | None:
-    """(J − J*) / J* of the mean cost, on linear-quadratic tasks."""
-    known = [(e["return"], e["optimum"]) for e in row.episodes if e.get("optimum") is not None]
+    """(J − J*) / J* of the mean cost J, on linear-quadratic worlds whose optimum J* is above 0."""
+    known = [(-e["return"], -e["optimum"]) for e in row.episodes if e["optimum"] is not None]
     if not known:
         return None
-    ours, best = (statistics.fmean(values) for values in zip(*known, strict=True))
-    return (ours - best) / best
+    cost, least = (statistics.fmean(values) for values in zip(*known, strict=True))
+    return (cost - least) / least if least > 0 else None
 
 
 def lost_to_model(summary: Summary) -> dict[int, float]:
-    """By the row's id: the score less that of the same planner on the true simulator, paired by seeds."""
+    """By the row's id: the mean over seeds of its score less that of the same planner on the true simulator."""
     true = {
-        (row.cell.env, row.cell.planner, row.cell.budget): row
+        (row.cell.env, row.cell.planner, row.cell.budget): by_seed(row)
         for row in summary.rows
-        if row.kind == "simulator" and len(row.scores)
+        if row.kind == SIMULATOR and len(row.scores)
     }
     found = {}
     for row in summary.rows:
-        other = true.get((row.cell.env, row.cell.planner, row.cell.budget))
-        if other is not None and row.kind != "simulator" and len(row.scores) == len(other.scores):
-            found[id(row)] = float((row.scores - other.scores).mean())
+        theirs = true.get((row.cell.env, row.cell.planner, row.cell.budget), {})
+        differences = [score - theirs[seed] for seed, score in by_seed(row).items() if seed in theirs]
+        if row.kind != SIMULATOR and differences:
+            found[id(row)] = statistics.fmean(differences)
     return found
+
+
+def by_seed(row: Row) -> dict[int, float]:
+    return {e["seed"]: float(score) for e, score in zip(row.episodes, row.scores, strict=False)}

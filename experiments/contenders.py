@@ -32,6 +32,11 @@ from mbrl.planners import (
 from mbrl.problem import Problem
 from mbrl.protocols import Planner
 
+
+class BudgetTooSmall(ContractError):
+    """Not even a handful of candidates, or one iteration, can be had for a budget."""
+
+
 _ROUNDS = 3
 _ICEM_SHARE = 1 + 1 / ICEM.decay + 1 / ICEM.decay**2  # of its first population, in three rounds that shrink
 
@@ -90,7 +95,7 @@ def size_for(name: str, evaluations: int, problem: Problem[Any, Any, Any]) -> in
     """The largest size whose plans take at most `evaluations` steps of the model.
 
     Raises:
-        ContractError: not even a handful of candidates, or one iteration, can be had for them.
+        BudgetTooSmall: not even a handful of candidates, or one iteration, can be had for them.
     """
     planner = contender(name, 1)
     per_size, rollout = work(planner, problem), problem.horizon * problem.particles
@@ -102,7 +107,7 @@ def size_for(name: str, evaluations: int, problem: Problem[Any, Any, Any]) -> in
     size = int((evaluations - before) / per_size)
     least = 20 if isinstance(planner, SamplingPlanner) else 1
     if size < least:
-        raise ContractError(
+        raise BudgetTooSmall(
             f"{name} needs at least {int(least * per_size + before):,} steps of the model for a plan of "
             f"{problem.horizon} steps here, but the budget is {evaluations:,}."
         )
@@ -112,34 +117,37 @@ def size_for(name: str, evaluations: int, problem: Problem[Any, Any, Any]) -> in
 def calibrated(
     name: str, budget_ms: float, problem: Problem[Any, Any, Any], x0: Tensor, *, generator: Generator
 ) -> int:
-    """The largest size whose plans from x0 (M, nx) take `budget_ms`, by timing some here and now; at least 1.
+    """The largest size whose plans from x0 (M, nx) take at most `budget_ms`, by timing them here and now; at least 1.
 
-    The time of a cold plan is taken to be linear in its candidates, or in the iterations that it really made, and is
-    measured where it is about a third and about the whole of the budget.
+    Sizes are doubled until a cold plan takes longer, then halved in between. A planner that converges before is given as
+    many iterations as the budget has room for at its pace, but no more than three times those that it took.
     """
 
-    def timed(size: int) -> tuple[float, float]:
-        """How large a plan was in the end, and the median of its seconds."""
+    def timed(size: int) -> tuple[float, int]:
+        """The median of a plan's seconds, and how many iterations it made, or candidates it had."""
         planner = contender(name, size)
         times = []
-        for _ in range(4):
+        for _ in range(5):
             state = planner.init(problem, x0, generator=generator)
             tic = time.perf_counter()
             plan, _ = planner.plan(problem, x0, state, generator=generator)
             times.append(time.perf_counter() - tic)
         made = None if isinstance(planner, SamplingPlanner) else plan.info.get("iterations")
-        return float(size if made is None else torch.as_tensor(made).max()), statistics.median(times[1:])
+        return statistics.median(times), size if made is None else int(torch.as_tensor(made).max())
 
-    budget, size = 1e-3 * budget_ms, 4
-    timed(size)  # imports and compiles
-    first, fast = timed(1)
-    while True:
-        made, slow = timed(size)
-        if slow > budget / 3 or made < size:  # it converges before
-            break
-        size *= 3
-    if made > first and slow < budget / 2 and made >= size:
-        first, fast = made, slow
-        made, slow = timed(max(size + 1, int(size * budget / slow)))
-    per_size = max(slow - fast, 1e-7) / max(made - first, 1.0)
-    return max(1, min(1_000_000, int(first + (budget - fast) / per_size)))
+    budget, low = 1e-3 * budget_ms, 1
+    timed(4)  # imports and compiles
+    seconds, made = timed(low)
+    while seconds <= budget:
+        if made < low:
+            return max(1, min(int(budget / seconds * made), 3 * made))
+        high = 2 * low
+        seconds, made = timed(high)
+        if seconds > budget:
+            while high > 1.1 * low + 1:
+                middle = (low + high) // 2
+                seconds, _ = timed(middle)
+                low, high = (middle, high) if seconds <= budget else (low, middle)
+            return low
+        low = high
+    return low

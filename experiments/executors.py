@@ -7,7 +7,10 @@ memory, costs only its own job, which is tried again.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,6 +23,7 @@ from typing import Any, Literal, Protocol
 from mbrl.errors import ContractError, MissingExtra
 from mbrl.experiments.cells import Job, Outcome, run_job
 
+_PR_SET_PDEATHSIG = 1
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Work = Callable[[Job], Outcome]
@@ -64,7 +68,8 @@ class LocalPool:
                     for slot in set(range(slots)) - {slot for slot, _, _ in running.values()}:
                         if waiting:
                             job, attempt = waiting.pop()
-                            pools.setdefault(slot, _pool(shares[slot]))
+                            if slot not in pools:
+                                pools[slot] = _pool(shares[slot])
                             try:
                                 future = pools[slot].submit(self.work, job)
                             except BrokenProcessPool:  # it died between two jobs
@@ -96,11 +101,11 @@ def _pool(cores: list[int]) -> ProcessPoolExecutor:
 
 
 def _start(cores: list[int]) -> None:
-    import signal
-
     import mujoco
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers,
+    if sys.platform == "linux":  # and the kernel does where the parent was killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, cores)
     mujoco.set_mju_user_warning(lambda text: None)  # of candidates that diverge, which are expected
 
@@ -121,9 +126,9 @@ def _told(outcome: Outcome, attempts: int) -> Outcome:
     return outcome if attempts == 1 else replace(outcome, record=outcome.record | {"attempts": attempts})
 
 
-def _lost(job: Job, attempts: int) -> Outcome:
+def _lost(job: Job, attempts: int, why: str = "") -> Outcome:
     record = {"key": job.key, "cell": job.cell.identity, "seeds": list(job.seeds), "attempts": attempts}
-    why = f"its worker died {attempts} times: killed, out of memory, or crashed outside of Python"
+    why = why or f"its worker died {attempts} times: killed, out of memory, or crashed outside of Python"
     return Outcome(record | {"crashed": why})
 
 
@@ -158,6 +163,12 @@ class RayCluster:
                     "_system_config": {"worker_niceness": 0}
                 }  # 15 unless told, which times would suffer from
                 ray.init(**({"address": self.address} if self.address else own), log_to_driver=False)
+            processors = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+            if self.threads > processors:
+                raise ContractError(
+                    f"A job needs {self.threads} processors, one for each of its threads, but the Ray cluster has "
+                    f"{processors:g}. Give fewer --threads, or more --workers."
+                )
             # Retried here and not by Ray, so that it can be told.
             task = ray.remote(num_cpus=self.threads, max_retries=0)(self.work)
             waiting = [(job, 1) for job in reversed(jobs)]
@@ -175,6 +186,8 @@ class RayCluster:
                         waiting.append((job, attempt + 1))
                     else:
                         yield _lost(job, attempt)
+                except ray.exceptions.RayError as error:  # of this job: the others go on
+                    yield _lost(job, attempt, str(error))
 
 
 @dataclass(frozen=True)

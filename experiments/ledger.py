@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import filelock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,9 +74,6 @@ class Ledger:
             RunFolderError: it cannot be written; what was written before is kept.
         """
         try:
-            if outcome.films is not None:
-                (self.folder / "films").mkdir(exist_ok=True)
-                save_file({"states": outcome.films.contiguous()}, self._film(outcome.record["key"]))
             self._file.write(json.dumps(outcome.record, allow_nan=False) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -84,6 +82,10 @@ class Ledger:
                 f"Writing to {self.path} failed: {error.strerror or error}. What was written before is kept."
             ) from error
         self.records.append(outcome.record)
+        if outcome.films is not None:
+            with contextlib.suppress(OSError, SafetensorError):  # no picture is worth a result
+                (self.folder / "films").mkdir(exist_ok=True)
+                save_file({"states": outcome.films.contiguous()}, self._film(outcome.record["key"]))
 
     def done(self, cell: Cell) -> list[dict[str, Any]]:
         """The records of a cell that need not be made again: those with episodes, or the newest refusal."""
@@ -107,9 +109,11 @@ class Ledger:
         return found[-1].get("crashed") if found else None
 
     def film(self, key: str) -> Tensor | None:
-        """(T+1, nx) states of a job's first seed, if they are there."""
-        path = self._film(key)
-        return load_file(path)["states"] if path.exists() else None
+        """(T+1, nx) states of a job's first seed, if they are there and whole."""
+        try:
+            return load_file(self._film(key))["states"]
+        except (OSError, SafetensorError, KeyError):
+            return None
 
     def _film(self, key: str) -> Path:
         return self.folder / "films" / f"{key}.safetensors"

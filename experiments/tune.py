@@ -24,6 +24,7 @@ from mbrl.envs import WORLDS, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.experiments.cells import ANALYTIC, SIMULATOR, Cell, fingerprint, problem_of
 from mbrl.experiments.episodes import Episode, run_episodes
+from mbrl.experiments.learned import load_model
 from mbrl.experiments.mpc import stop_on_interrupt
 from mbrl.experiments.spaces import Choice, Point, Range, default_of, planner_of, space_of
 from mbrl.experiments.tune_report import Confirmation, write_results
@@ -145,7 +146,7 @@ class Search:
         return Cell(
             env=config.env,
             model=config.model,
-            fingerprint=fingerprint(config.model) if config.learned else None,
+            fingerprint=fingerprint(load_model(Path(config.model))) if config.learned else None,
             planner=config.planner,
             budget="evaluations" if config.budget_ms is None else "ms",
             amount=float(config.evaluations or config.budget_ms or 0.0),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from mbrl.envs import make_world
-from mbrl.errors import ContractError, UnknownName
+from mbrl.errors import ContractError, MissingExtra, UnknownName
 from mbrl.experiments import cli, compare
 from mbrl.experiments.cells import Job, run_job
 from mbrl.experiments.ledger import Ledger
@@ -50,6 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--planners", "cem", "ilqr", "nmpc", "--seeds", "3", *SMALL, "--out", str(path)]
     assert cli.main(words) == 0
     return path
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def rows(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -125,13 +129,16 @@ def test_a_killed_comparison_loses_and_repeats_nothing(tmp_path: Path) -> None:
         run = subprocess.Popen(
             [sys.executable, "-m", "mbrl", *words, "--out", str(tmp_path / "killed")],
             stdout=subprocess.DEVNULL,
-            start_new_session=True,
         )
         while run.poll() is None and (not ledger.exists() or ledger.read_bytes().count(b"\n") < lines):
             time.sleep(0.02)
-        os.killpg(run.pid, signal.SIGKILL)
+        workers = children(run.pid)
+        run.kill()
         run.wait()
         assert run.returncode == -signal.SIGKILL, "it had ended before it was killed"
+        assert workers
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):  # they die with it
+            time.sleep(0.02)
         assert ledger.read_bytes().startswith(kept)
         kept = ledger.read_bytes()[: ledger.read_bytes().rindex(b"\n") + 1]
     assert cli.main([*words, "--out", str(tmp_path / "killed")]) == 0
@@ -206,9 +213,9 @@ def test_times_of_several_machines_are_not_mixed_in_silence(tmp_path: Path) -> N
     moved["machine"]["cpu"] = "Another Processor"
     ledger.write_text("\n".join([*before, json.dumps(moved)]) + "\n")
     assert cli.main([*words, "--no-run"]) == 0
-    assert (
-        "Times of 2 machines are mixed here</b>: Another Processor" in (tmp_path / "report.html").read_text()
-    )
+    page = (tmp_path / "report.html").read_text()
+    assert "Times of 2 machines are mixed here</b>" in page
+    assert "Another Processor" in page
 
 
 def test_a_cell_that_crashes_is_told_and_the_rest_goes_on(
@@ -245,7 +252,57 @@ def test_a_learned_model_is_judged_in_the_true_world(learned: Path, tmp_path: Pa
     for planner in ("cem", "ilqr"):
         assert abs(found["double-integrator", "learned", planner]["gap"]) > 1e-3  # it knows nothing yet
     page = (tmp_path / "report.html").read_text()
-    assert "<th>same planner, simulator</th>" in page
+    assert "<th>less on simulator</th>" in page
+
+
+def test_two_models_of_one_world_are_never_pooled(learned: Path, tmp_path: Path) -> None:
+    world, generator = make_world("double-integrator"), torch.Generator().manual_seed(1)
+    other = Ensemble(2, 1, 0.05, features=world.features, hidden=(8,), generator=generator)
+    other.world = world.name
+    folder = save_ensemble(tmp_path / "other" / "model", other).parent
+    words = ["compare", "--envs", "double-integrator", "--models", "simulator", str(learned), str(folder)]
+    assert cli.main([*words, "--planners", "cem", "--seeds", "3", *SMALL, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    names = {f"learned ({learned.name})", f"learned ({folder.name})"}
+    if learned.name == folder.name:
+        names = {f"learned ({learned})", f"learned ({folder})"}
+    assert {cell["model"] for cell in found["cells"]} == {"simulator", *names}
+    assert {score["model"]: score["tasks"] for score in found["scores"]} == dict.fromkeys(
+        ["simulator", *names], 1
+    )
+
+
+def test_a_refusal_is_one_of_the_planner_not_of_the_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be mended is tried again: a missing package, a damaged file."""
+    config = compare.Config(envs=(ENV,), planners=("cem",), seeds=1, steps=6, horizon=4, evaluations=300)
+    _, cem = compare.cells_of(config)
+    with Ledger(tmp_path) as ledger:
+        with monkeypatch.context() as patch:
+            patch.setattr("mbrl.experiments.cells.make_world", missing_extra)
+            ledger.add(run_job(Job(cem, (0,))))
+        assert "which is not installed" in str(ledger.crash(cem))
+        assert len(compare.jobs_of(config, [cem], ledger)) == 1
+        small = replace(cem, amount=10.0)
+        ledger.add(run_job(Job(small, (0,))))
+        assert "but the budget is 10" in ledger.done(small)[0]["refused"]
+        assert not compare.jobs_of(config, [small], ledger)
+
+
+def missing_extra(name: str) -> Any:
+    raise MissingExtra(name, "robots", "robots")
+
+
+def test_results_of_another_version_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compare.Config(envs=(ENV,), planners=("cem",), seeds=1, steps=6, horizon=4, evaluations=300)
+    cells = compare.cells_of(config)
+    with Ledger(tmp_path) as ledger:
+        for cell in cells:
+            ledger.add(run_job(Job(cell, (0,))))
+        assert not compare.jobs_of(config, cells, ledger)
+        monkeypatch.setattr("mbrl.experiments.cells._FORMAT", 0)
+        assert len(compare.jobs_of(config, cells, ledger)) == 2
 
 
 def test_a_model_that_has_moved_is_the_same_model(learned: Path, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def test_what_was_added_is_there_when_it_is_opened_again(tmp_path: Path) -> None
         assert found is not None
         assert torch.equal(found, film)
         assert ledger.film("another") is None
+        (tmp_path / "films" / f"{record['key']}.safetensors").write_bytes(b"damaged")
+        assert ledger.film(record["key"]) is None  # no picture is worth a report
 
 
 def test_only_missing_seeds_make_jobs(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def main(config: Config) -> None:
     ]
     if config.only_models:
         return
-    command = ["compare", "--no-run", "--out", str(config.out)]
+    command = ["python", "-m", "mbrl.experiments.benchmarks.headline"]
     compare.main(settings(config, tuple(folders)), console, command=command)
     results = json.loads((config.out / "results.json").read_text())
     write(config.result, results | {"machine": machine()})
