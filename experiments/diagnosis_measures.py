@@ -218,9 +218,7 @@ def _explained(values: Tensor, error: Tensor) -> float:
     return between / max(float(((size - size.mean()) ** 2).sum()), 1e-12)
 
 
-def make_map(
-    names: list[str], pair: tuple[int, int], y: Tensor, disagreement: Tensor, error: Tensor
-) -> Map:
+def make_map(names: list[str], pair: tuple[int, int], y: Tensor, disagreement: Tensor, error: Tensor) -> Map:
     """Means of disagreement and error (N,) over the cells of a grid over two numbers of y (N, ny).
 
     Its limits leave out a hundredth of the data on each side.

@@ -149,9 +149,7 @@ def try_planner(
     episodes = run_episodes(
         world, policy, setting.seeds, steps=setting.steps, audit_every=0, threads=setting.threads
     )
-    tried = _look_into(
-        episodes, recorder.said, planner, problem, model, world, setting, generator=generator
-    )
+    tried = _look_into(episodes, recorder.said, planner, problem, model, world, setting, generator=generator)
     return Trial(
         name=name,
         tried=tried,
@@ -254,9 +252,7 @@ def _look_into(
         generator=generator,
     )
     low, high = world.actions.low, world.actions.high
-    share = torch.rand(
-        (len(x), BABBLE, problem.horizon, len(low)), generator=generator, dtype=torch.float64
-    )
+    share = torch.rand((len(x), BABBLE, problem.horizon, len(low)), generator=generator, dtype=torch.float64)
     babble = earned(low + share * (high - low))
     truth = torch.cat([earned(stronger), earned(in_plant)], 1)
     members = dataclasses.replace(problem, dynamics=TSInf(model), particles=PARTICLES, constraints=())

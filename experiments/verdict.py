@@ -111,7 +111,9 @@ def judge(evidence: Evidence) -> Verdict:
     misled = e.model > MISLED or e.gap > MISLED or e.off > OFF
     fault = max(e.model, e.gap)
     if e.search > STUCK and e.solver > STUCK and not (misled and fault > e.solver):
-        return Verdict("solver stuck", _stuck(e), "A larger budget or another planner; the model is not the trouble.")
+        return Verdict(
+            "solver stuck", _stuck(e), "A larger budget or another planner; the model is not the trouble."
+        )
     if not misled:
         return Verdict("fine", _fine(e), "Nothing.")
     if knows(e):
