@@ -1,4 +1,4 @@
-"""The command `mbrl`: control robots, train agents, fit models, list what there is, check an environment.
+"""The command `mbrl`: control robots, train agents, fit and diagnose models, list what there is, check an environment.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
 """
@@ -131,7 +131,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import fit, mpc, pets
+    from mbrl.experiments import diagnose, fit, mpc, pets
 
     name: str | None = None
     rest = []
@@ -146,6 +146,8 @@ def parse(argv: list[str]) -> Any:
     train = rest[:1] == ["train"]
     if train and (len(rest) < 2 or rest[1] != "pets"):
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
+    if name is not None and rest[:1] == ["diagnose"]:
+        raise ContractError(f"`mbrl diagnose` tries several planners. Name them so: --planners {name}.")
     if name is not None and rest and rest[0] in ("fit", "resume", "eval", "list", "check-env"):
         raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
     if name is None:
@@ -162,6 +164,7 @@ def parse(argv: list[str]) -> Any:
         "mpc": mpc.Config[planner],  # type: ignore[valid-type]
         "train": pets.Config[planner],  # type: ignore[valid-type]
         "fit": fit.Config,
+        "diagnose": diagnose.Config,
         "resume": Resume,
         "eval": Evaluate,
         "list": List,
@@ -181,7 +184,7 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console) -> int:
     from mbrl.envs import WORLDS, Pendulum, make_world
-    from mbrl.experiments import fit, mpc, pets
+    from mbrl.experiments import diagnose, fit, mpc, pets
 
     match command:
         case List():
@@ -214,6 +217,8 @@ def run(command: Any, console: Console) -> int:
             pets.main(command, console)
         case fit.Config():
             fit.main(command, console)
+        case diagnose.Config():
+            diagnose.main(command, console)
         case Resume():
             config = pets.config_of(command.folder)
             if command.steps is not None:
