@@ -82,7 +82,8 @@ class Map:
 
 def labels(world: World) -> list[str]:
     """A name for every number of y: `qpos/hinge`, `xpos/tip[0]`."""
-    model, names = world.model, []
+    model = world.model
+    names: list[str] = []
     joints = {"qpos": _of_joints(model, model.jnt_qposadr, model.nq)}
     joints["qvel"] = _of_joints(model, model.jnt_dofadr, model.nv)
     for name in world.layout.names:

@@ -27,6 +27,8 @@ from mbrl.rollout import evaluate, realize, rollout
 
 STRONGER = 15
 """How many times the planner's evaluations the stronger search has, half of them from the planner's own plan on."""
+IN_PLANT = 5
+"""How many times the planner's candidates a search in the plant has, which goes on from what was found on the model."""
 PARTICLES = 20
 """Of the draws that plans are scored on: none that any search has seen."""
 BABBLE = 16
@@ -248,7 +250,7 @@ def _look_into(
         dataclasses.replace(plant, terminated=problem.terminated),
         state,
         chosen,
-        setting.evaluations * STRONGER // problem.particles,
+        setting.evaluations * IN_PLANT // problem.particles,
         generator=generator,
     )
     low, high = world.actions.low, world.actions.high

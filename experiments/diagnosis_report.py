@@ -314,8 +314,6 @@ def _rounded(values: Tensor) -> list[float]:
 
 def _maps(found: Diagnosis) -> str:
     m = found.map
-    limits = {"across": (m.low[0], m.high[0]), "up": (m.low[1], m.high[1])}
-    names = {"xlabel": f"{m.names[0]} (units of y)", "label": f"{m.names[1]} (units of y)"}
     parts = (
         (
             "Density of the data",
@@ -336,10 +334,18 @@ def _maps(found: Diagnosis) -> str:
             "Mean deviation of the members. Bright where the error is: the model knows. Dark there: it does not.",
         ),
     )
-    return "".join(
-        card(title, heat_map(values.tolist(), unit=unit, **limits, **names), note)
-        for title, values, unit, note in parts
-    )
+
+    def picture(values: np.ndarray, unit: str) -> str:
+        return heat_map(
+            values.tolist(),
+            across=(m.low[0], m.high[0]),
+            up=(m.low[1], m.high[1]),
+            xlabel=f"{m.names[0]} (units of y)",
+            label=f"{m.names[1]} (units of y)",
+            unit=unit,
+        )
+
+    return "".join(card(title, picture(values, unit), note) for title, values, unit, note in parts)
 
 
 def _outputs(found: Diagnosis) -> str:

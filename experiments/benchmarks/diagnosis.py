@@ -56,7 +56,7 @@ class Config:
     transitions: int = 3_000
     hidden: tuple[int, ...] = (64, 64)
     epochs: int = 60
-    evaluations: int = 20_000
+    evaluations: int = 12_000
     horizon: int = 20
     steps: int = 40
     episodes: int = 3
