@@ -177,6 +177,7 @@ def main(config: Config, console: Console | None = None) -> Path:
     console = console or Console()
     torch.set_num_threads(config.threads)
     model = load_model(config.folder)
+    model.requires_grad_(False)
     world = world_of(config, model)
     learned_problem(
         world, model, config.horizon, propagation="mean", particles=1, kappa=0.0
@@ -389,9 +390,10 @@ def weigh(
     def mean(values: Tensor) -> float:
         return float(values.mean()) / scale if n and scale > 0 else 0.0
 
-    coverage = torch.nan
+    coverage, least = torch.nan, 0
     if there.calibration is not None:
-        coverage = float(there.calibration.coverage_each[LEVELS.index(0.95)].min())
+        inside = there.calibration.coverage_each[LEVELS.index(0.95)]
+        coverage, least = float(inside.min()), int(inside.argmin())
     worst = int(there.output_error.nan_to_num(0.0).argmax())
     return Evidence(
         plans=n,
@@ -407,6 +409,7 @@ def weigh(
         disagreement=_ratio(doubt, held.disagreement),
         distance=torch.nan if distance is None or held_distance is None else _ratio(distance, held_distance),
         rank=there.rank,
+        covered=names[model.features.predicted[least]],
         worst=names[model.features.predicted[worst]],
         worst_error=float(there.output_error[worst]),
     )

@@ -98,7 +98,7 @@ def labels(world: World) -> list[str]:
 
 def _of_joints(model: mujoco.MjModel, address: np.ndarray, size: int) -> list[str]:
     ends = [*address[1:].tolist(), size]
-    names = []
+    names: list[str] = []
     for j, (start, end) in enumerate(zip(address.tolist(), ends, strict=True)):
         joint = model.joint(j).name or str(j)
         names += [joint] if end - start == 1 else [f"{joint}[{i}]" for i in range(end - start)]

@@ -25,7 +25,7 @@ from mbrl.problem import Plan, Problem
 from mbrl.protocols import Dynamics, Planner
 from mbrl.rollout import evaluate, realize, rollout
 
-STRONGER = 15
+STRONGER = 12
 """How many times the planner's evaluations the stronger search has, half of them from the planner's own plan on."""
 IN_PLANT = 5
 """How many times the planner's candidates a search in the plant has, which goes on from what was found on the model."""
@@ -214,6 +214,7 @@ def transitions(world: World, episodes: Sequence[Episode]) -> Transition:
     return Transition.cat(parts)
 
 
+@torch.no_grad()
 def _look_into(
     episodes: Sequence[Episode],
     said: Sequence[tuple[Tensor, Plan]],
@@ -275,7 +276,7 @@ def _look_into(
         step=torch.tensor([k for _, k in where]),
         u=u,
         y=y,
-        y_imagined=rollout(MeanDynamics(model), x.float(), u.float()),
+        y_imagined=rollout(MeanDynamics(model), x.float(), u.float()).detach(),
         imagined=imagined,
         realised=realised,
         spread=returns.sum(-1)[..., 0].std(0, correction=0),
@@ -304,6 +305,7 @@ def _scored(
     return found[:, :, 0].mean(0)
 
 
+@torch.no_grad()
 def rewards_along(problem: Problem[Any, Any, Any], dynamics: Dynamics, x: Tensor, u: Tensor) -> Tensor:
     """Reward (..., H) of each step from x (..., nx) under u (..., H, nu); 0 after an end."""
     y, alive = dynamics.output(x), torch.ones(x.shape[:-1], dtype=x.dtype)
@@ -328,7 +330,7 @@ def search(
     polish: Ensemble | None = None,
     generator: Generator,
 ) -> Tensor:
-    """Plans (N, B, H, nu) from x (N, nx): u (N, H, nu) first, iCEM from it, iCEM from nothing, and iLQR from those.
+    """Plans (N, B, H, nu) from x (N, nx): u (N, H, nu) first, iCEM from it, iCEM from nothing, and iLQR from the best.
 
     Args:
         evaluations: steps of the model, for both searches by iCEM together.
@@ -345,11 +347,11 @@ def search(
         start = planner.init(free, x, generator=generator, guess=guess)
         plans.append(planner.plan(free, x, start, generator=generator)[0].actions)
     if polish is not None:
-        plans += [
-            found
-            for guess in plans[1:]
-            if (found := _polished(free, polish, x, guess, generator)) is not None
-        ]
+        stack = torch.stack([plan.to(u) for plan in plans], 1)
+        scoring, particles = realize(free, generator=generator)
+        best = evaluate(free, scoring, x, stack, particles=particles).cost.argmin(1)
+        found = _polished(free, polish, x, stack[torch.arange(len(x)), best], generator)
+        plans += [] if found is None else [found]
     return torch.stack([plan.to(u) for plan in plans], 1)
 
 
@@ -357,7 +359,7 @@ def _polished(
     problem: Problem[Any, Any, Any], model: Ensemble, x: Tensor, u: Tensor, generator: Generator
 ) -> Tensor | None:
     """A local optimum on the mean of the model near u, or None where iLQR cannot be had."""
-    planner = ILQR(iterations=50)
+    planner = ILQR(iterations=25)
     mean = dataclasses.replace(problem, dynamics=MeanDynamics(model), particles=1)
     mean = dataclasses.replace(mean, dynamics=with_derivatives(mean, planner))
     try:

@@ -31,6 +31,9 @@ KNOWS = 0.8
 does not know: with it intervals of 95 % are at most 1.5 times too narrow."""
 HALF_KNOWS = 0.5
 """The same, where a model also warns by disagreement or distance: intervals up to 3 times too narrow."""
+WRONG = 0.5
+"""Error of an output where the planner went, in deviations of its changes, above which a model whose intervals hold
+fewer than `HALF_KNOWS` of the truths is not to be trusted, even if no plan that was looked into has paid for it."""
 WARNS = 2.0
 """Disagreement or distance to the nearest training data, over that of held-out data, which is a warning."""
 NOTHING = 1e-6
@@ -53,10 +56,12 @@ class Evidence:
         search: what the stronger search promises more than the planner's own plan, on the model.
         solver: what it earns more in the plant.
         model: what the best known plan earns more than that.
-        coverage: share of truths inside 95 % intervals, of the output with the lowest, where the planner went.
+        coverage: share of truths inside 95 % intervals, of the output `covered`, which has the lowest, where the
+            planner went.
         disagreement: of the members where the planner went, over that on held-out data.
         distance: to the nearest training data where the planner went, over that of held-out data.
         rank: correlation of disagreement and error where the planner went.
+        covered: see `coverage`.
         worst: the output with the largest error there, relative to its changes.
         worst_error: how large, in deviations of its changes.
     """
@@ -74,6 +79,7 @@ class Evidence:
     disagreement: float
     distance: float
     rank: float
+    covered: str
     worst: str
     worst_error: float
 
@@ -94,7 +100,7 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Whose fault it is, if any. The larger of the solver's and the model's part decides where both are too large."""
+    """Whose fault it is, if any. Where both parts are too large the larger one decides, unless an output is plainly wrong."""
     e = evidence
     if e.plans == 0:
         return Verdict(
@@ -108,8 +114,9 @@ def judge(evidence: Evidence) -> Verdict:
             f"Nothing is at stake: no known plan earns more than random actions over the {e.plans} plans.",
             "Look at states, or over a horizon, where actions matter, before trusting this.",
         )
-    misled = e.model > MISLED or e.gap > MISLED or e.off > OFF
-    fault = max(e.model, e.gap)
+    blind = e.coverage < HALF_KNOWS and e.worst_error > WRONG
+    misled = e.model > MISLED or e.gap > MISLED or e.off > OFF or blind
+    fault = math.inf if blind else max(e.model, e.gap)
     if e.search > STUCK and e.solver > STUCK and not (misled and fault > e.solver):
         return Verdict(
             "solver stuck", _stuck(e), "A larger budget or another planner; the model is not the trouble."
@@ -169,6 +176,11 @@ def _misled(e: Evidence) -> str:
         faults.append(
             f"even a strong search on it finds plans that earn {e.model:.2f} less in the plant than the best known ones"
         )
+    if not faults:
+        faults.append(
+            f"no plan that was looked into has paid much for it yet (gap {_number(e.gap)}, model's part "
+            f"{_number(e.model)}), but {e.worst} is off by {e.worst_error:.2g} deviations of its changes"
+        )
     if e.diverged > 0:
         faults.append(f"{100 * e.diverged:.0f} % of the plans did not stay finite and were left out")
     text = "; ".join(faults)
@@ -193,7 +205,7 @@ def _unwarned(e: Evidence) -> str:
     share = (
         "it claims no uncertainty"
         if math.isnan(e.coverage)
-        else f"only {100 * e.coverage:.0f} % of what happened is inside its 95 % intervals of {e.worst}"
+        else f"only {100 * e.coverage:.0f} % of what happened is inside its 95 % intervals of {e.covered}"
     )
     return (
         f"The model does not know where the planner went: {share}; there its members disagree "

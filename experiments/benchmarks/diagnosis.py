@@ -50,17 +50,17 @@ class Config:
         starved: candidates that the starved planner, random shooting, has.
     """
 
-    worlds: tuple[str, ...] = ("cart-pole", "Reacher-v5")
-    corrupted: tuple[str, ...] = ("qvel/hinge", "xpos/fingertip[0]")
+    worlds: tuple[str, ...] = ("cart-pole", "pets-cartpole")
+    corrupted: tuple[str, ...] = ("qvel/hinge", "qvel/hinge")
     seeds: int = 3
-    transitions: int = 3_000
+    transitions: int = 2_000
     hidden: tuple[int, ...] = (64, 64)
-    epochs: int = 60
+    epochs: int = 40
     evaluations: int = 12_000
     horizon: int = 20
-    steps: int = 40
+    steps: int = 24
     episodes: int = 3
-    checked: int = 4
+    checked: int = 3
     starved: int = 22
     out: Path = RESULTS / "diagnosis.json"
 
@@ -167,12 +167,16 @@ def main(config: Config) -> None:
                     parts = (f"{e[key]:.2f}" for key in ("gap", "solver", "model", "coverage"))
                     table.add_row(name, case, str(seed), verdict, *parts, e["worst"])
                     console.print(f"{name}, {case}, seed {seed}: {verdict}", highlight=False)
+                _write(config, results, tic, busy)
     console.print(table)
     right = sum(result["right"] for result in results)
-    seconds = {"wall_s": time.perf_counter() - tic, "cpu_s": time.process_time() - busy}
     console.print(
-        f"{right} of {len(results)} verdicts are right; {seconds['cpu_s']:.0f} s of processor time."
+        f"{right} of {len(results)} verdicts are right; {time.process_time() - busy:.0f} s of processor time."
     )
+
+
+def _write(config: Config, results: list[dict[str, Any]], tic: float, busy: float) -> None:
+    seconds = {"wall_s": time.perf_counter() - tic, "cpu_s": time.process_time() - busy}
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "out"}
     write(config.out, {"results": json_types(results), **seconds, "config": settings, "machine": machine()})
 
