@@ -20,7 +20,7 @@ from mbrl.data import Transition
 from mbrl.envs import WORLDS, Pendulum, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.experiments.contenders import CONTENDERS
-from mbrl.experiments.diagnosis_data import Known, find_data
+from mbrl.experiments.diagnosis_data import Known, find_data, read
 from mbrl.experiments.diagnosis_measures import (
     Heads,
     Map,
@@ -33,6 +33,7 @@ from mbrl.experiments.diagnosis_measures import (
     one_step,
     open_loop,
     unit_of,
+    wrapped,
 )
 from mbrl.experiments.diagnosis_plans import Setting, Trial, Tried, try_planner
 from mbrl.experiments.episodes import run_episodes
@@ -183,7 +184,12 @@ def main(config: Config, console: Console | None = None) -> Path:
         world, model, config.horizon, propagation="mean", particles=1, kappa=0.0
     )  # fits, or says why not
     if config.maps:
-        choose(labels(world), config.maps, _rows(model), torch.zeros(2))  # known, or says which are
+        choose(
+            labels(world), config.maps, torch.zeros(2, model.ny), torch.zeros(2)
+        )  # known, or says which are
+    for path in (config.held_out, config.training):
+        if path is not None:
+            read(path, model)  # before there is a folder
     folder = (
         RunFolder.numbered(Path("runs", f"diagnose-{world.name}"), COLUMNS)
         if config.out is None
@@ -202,15 +208,6 @@ def main(config: Config, console: Console | None = None) -> Path:
     show(found, console)
     console.print(f"Report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.path
-
-
-def _rows(model: Ensemble) -> Transition:
-    """Two rows of nothing."""
-    y = torch.zeros(2, model.ny)
-    flag = torch.zeros(2, dtype=torch.bool)
-    return Transition(
-        y, torch.zeros(2, model.nu), torch.zeros(2), y, flag, flag, torch.zeros(2, dtype=torch.int64)
-    )
 
 
 def world_of(config: Config, model: Ensemble) -> World:
@@ -277,7 +274,7 @@ def diagnose(config: Config, model: Ensemble, world: World, console: Console) ->
     seen = Transition.cat([rows, *(trial.visited for trial in trials.values())])
     there = one_step(model, seen, unit)
     names = labels(world)
-    pair = choose(names, config.maps, seen, there.error)
+    pair = choose(names, config.maps, wrapped(model, seen.y), there.error)
     babble = RandomPolicy(world.actions, generator=generator)
     return Diagnosis(
         world=world,
@@ -289,7 +286,7 @@ def diagnose(config: Config, model: Ensemble, world: World, console: Console) ->
         held_distance=held_distance,
         held_open=open_loop(model, rows, config.horizon, y_unit, generator=generator),
         heads=heads(model, seen, world),
-        map=make_map(names, pair, seen.y, there.disagreement, there.error),
+        map=make_map(names, pair, wrapped(model, seen.y), there.disagreement, there.error),
         findings=findings,
         refused=refused,
         random=[

@@ -184,7 +184,15 @@ class Neighbours:
         return torch.from_numpy(found)
 
 
-def choose(names: list[str], wanted: tuple[str, ...], rows: Transition, error: Tensor) -> tuple[int, int]:
+def wrapped(model: Ensemble, y: Tensor) -> Tensor:
+    """y (N, ny) with its angles between −π and π."""
+    y = y.clone()
+    angles = list(model.features.angles)
+    y[:, angles] = torch.atan2(y[:, angles].sin(), y[:, angles].cos())
+    return y
+
+
+def choose(names: list[str], wanted: tuple[str, ...], y: Tensor, error: Tensor) -> tuple[int, int]:
     """The two numbers of y for the maps: those wanted, by name or number, else those along which the error varies most.
 
     Raises:
@@ -200,7 +208,7 @@ def choose(names: list[str], wanted: tuple[str, ...], rows: Transition, error: T
         else:
             raise UnknownName("number of y", name, names)
     if not chosen:
-        shares = [_explained(rows.y[:, i], error) for i in range(len(names))]
+        shares = [_explained(y[:, i], error) for i in range(len(names))]
         chosen = sorted(sorted(range(len(names)), key=shares.__getitem__)[-2:])
     if len(chosen) != 2 or chosen[0] == chosen[1]:
         raise ContractError(

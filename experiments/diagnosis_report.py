@@ -93,7 +93,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return (
+        "–"
+        if value is None or not math.isfinite(value)
+        else f"{value + 0.0:.{digits}f}".replace("-0.00", "0.00")
+    )
 
 
 def _amount(value: float) -> str:
@@ -162,8 +166,8 @@ def _plans(found: Diagnosis) -> str:
                 "Imagined and realised return",
                 scatter_chart(
                     pairs,
-                    xlabel="return of the plan on the model",
-                    label="return of the same actions in the plant",
+                    xlabel="imagined return of the plan",
+                    label="realised return",
                     diagonal=True,
                 ),
                 "A point is a plan. On the dashed line it came true; below it the model promised more than the plant paid.",
@@ -319,7 +323,7 @@ def _maps(found: Diagnosis) -> str:
             "Density of the data",
             m.count,
             "transitions per cell",
-            "How many held-out and visited transitions there are.",
+            "How many held-out and visited transitions there are. All three maps are coloured on logarithmic scales; grey is empty. Angles are taken to ±π.",
         ),
         (
             "True error",

@@ -21,9 +21,12 @@ SEVERITY: tuple[Name, ...] = ("fine", "solver stuck", "model uncertain here", "m
 STUCK = 0.25
 """Solver's part, above which a planner is stuck. An MPC repairs its plans at every step, and planners of the usual
 budgets lack up to 0.2 of what 15 times the evaluations find without harm to their episodes."""
-MISLED = 0.15
-"""Model's part, or imagined minus realised return, above which the model is at fault. Well fitted models stay below
-0.1; it is lower than `STUCK` because no replanning helps against it."""
+GAP = 0.15
+"""Imagined minus realised return, above which the model is at fault. It is lower than `STUCK`, for a better search only
+widens it."""
+LACK = 0.2
+"""Model's part, above which the model is at fault. It is never negative, and a search in the plant that goes on from the
+best plan of the model finds up to 0.1 more even where the model is right."""
 OFF = 0.3
 """Mean |imagined − realised|, above which the model is at fault even where it is too high as often as too low."""
 KNOWS = 0.8
@@ -115,7 +118,7 @@ def judge(evidence: Evidence) -> Verdict:
             "Look at states, or over a horizon, where actions matter, before trusting this.",
         )
     blind = e.coverage < HALF_KNOWS and e.worst_error > WRONG
-    misled = e.model > MISLED or e.gap > MISLED or e.off > OFF or blind
+    misled = e.model > LACK or e.gap > GAP or e.off > OFF or blind
     fault = math.inf if blind else max(e.model, e.gap)
     if e.search > STUCK and e.solver > STUCK and not (misled and fault > e.solver):
         return Verdict(
@@ -160,7 +163,7 @@ def _stuck(e: Evidence) -> str:
 
 def _fine(e: Evidence) -> str:
     return (
-        f"Over {e.plans} plans the model imagines {_number(e.gap)} more than the plant pays ({MISLED:g} would be let "
+        f"Over {e.plans} plans the model imagines {_number(e.gap)} more than the plant pays ({GAP:g} would be let "
         f"pass), {e.off:.2f} without the sign; the best known plans are {_number(e.model)} better than what a strong "
         f"search on the model finds, and that search {_number(e.solver)} better than the planner. {_unit(e)}"
     )
@@ -168,11 +171,11 @@ def _fine(e: Evidence) -> str:
 
 def _misled(e: Evidence) -> str:
     faults = []
-    if e.gap > MISLED:
+    if e.gap > GAP:
         faults.append(f"plans earn {e.gap:.2f} less in the plant than the model imagines")
     elif e.off > OFF:
         faults.append(f"what the model imagines is {e.off:.2f} off, too high as often as too low")
-    if e.model > MISLED:
+    if e.model > LACK:
         faults.append(
             f"even a strong search on it finds plans that earn {e.model:.2f} less in the plant than the best known ones"
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from mbrl import DatasetWriter, Transition
 from mbrl.collect import Collector
 from mbrl.envs import World, make_world, mjcf_world
+from mbrl.errors import RunFolderError
 from mbrl.experiments import cli
 from mbrl.experiments.charts import heat_map, scatter_chart
 from mbrl.experiments.diagnose import Config, Diagnosis, diagnose, parting
@@ -33,10 +34,12 @@ from mbrl.experiments.diagnosis_measures import (
     make_map,
     one_step,
     unit_of,
+    wrapped,
 )
 from mbrl.experiments.diagnosis_plans import Tried, rewards_along, search
 from mbrl.experiments.diagnosis_report import write_report
-from mbrl.models import Ensemble, FitConfig, Trainer, save_ensemble
+from mbrl.features import Features
+from mbrl.models import Ensemble, FitConfig, MeanDynamics, Trainer, save_ensemble
 from mbrl.policies import RandomPolicy
 from mbrl.resumable import vectorize
 from mbrl.rollout import evaluate
@@ -98,7 +101,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def rows(world: World) -> Transition:
-    return drive(world, 120, 0)
+    return drive(world, 80, 0)
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +137,17 @@ def examined(
     return diagnose(config, model, world, Console(file=io.StringIO()))
 
 
+@pytest.fixture(scope="module")
+def fed(
+    tmp_path_factory: pytest.TempPathFactory, world: World, rows: Transition, good: Ensemble
+) -> Diagnosis:
+    """The good model, under a planner with a sensible budget."""
+    return examined(tmp_path_factory.mktemp("fed"), world, good, rows, "icem")
+
+
 def test_a_good_model_is_fine_and_a_starved_planner_is_stuck(
-    tmp_path: Path, world: World, rows: Transition, good: Ensemble
+    tmp_path: Path, world: World, rows: Transition, good: Ensemble, fed: Diagnosis
 ) -> None:
-    fed = examined(tmp_path / "fed", world, good, rows, "icem")
     assert fed.verdict is not None and fed.verdict.name == "fine"
     e = fed.findings["icem"].evidence
     assert e.plans == 6 and e.diverged == 0 and abs(e.gap) < 0.05 and e.model < 0.05
@@ -147,7 +157,7 @@ def test_a_good_model_is_fine_and_a_starved_planner_is_stuck(
     assert (tried.best >= tried.stronger_realised - 1e-9).all()
     assert (tried.stronger_imagined >= tried.imagined.sum(-1) - 1e-4).all()
 
-    starved = examined(tmp_path / "starved", world, good, rows, "random-shooting", evaluations=720)
+    starved = examined(tmp_path, world, good, rows, "random-shooting", evaluations=720)
     found = starved.findings["random-shooting"]
     assert found.verdict.name == "solver stuck" and found.evidence.solver > 0.25
     assert abs(found.evidence.gap) < 0.05
@@ -295,7 +305,7 @@ def test_bad_usage_is_told(
     assert cli.main(command) == code
     shown = capsys.readouterr().err
     assert answer in " ".join(shown.split()) and "Traceback" not in shown
-    assert not (tmp_path / "out" / "report.html").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_rewards_of_steps_add_up_to_the_return(world: World) -> None:
@@ -314,8 +324,6 @@ def test_rewards_of_steps_add_up_to_the_return(world: World) -> None:
 
 
 def test_a_search_starts_from_the_plan_and_finds_better_ones(world: World, good: Ensemble) -> None:
-    from mbrl.models import MeanDynamics
-
     problem = dataclasses.replace(world.problem(8, dynamics=MeanDynamics(good)), particles=1)
     x, u = torch.zeros(3, 4), torch.zeros(3, 8, 2)
     plans = search(problem, x, u, 8_000, polish=good, generator=seeded())
@@ -361,19 +369,22 @@ def test_reward_and_end_are_counted(world: World, rows: Transition, good: Ensemb
 def test_maps_show_where(world: World) -> None:
     y = torch.rand(4_000, 4, generator=seeded())
     error = 0.01 + (y[:, 2] > 0.5) * y[:, 1]
-    nothing = torch.zeros(4_000)
-    flag = torch.zeros(4_000, dtype=torch.bool)
-    rows = Transition(y, y[:, :2], nothing, y, flag, flag, torch.zeros(4_000, dtype=torch.int64))
     names = labels(world)
     assert names == ["qpos/x", "qpos/z", "qvel/x", "qvel/z"]
-    assert choose(names, (), rows, error) == (1, 2)
-    assert choose(names, ("3", "qpos/x"), rows, error) == (3, 0)
+    assert choose(names, (), y, error) == (1, 2)
+    assert choose(names, ("3", "qpos/x"), y, error) == (3, 0)
     found = make_map(names, (1, 2), y, 2 * error, error)
     assert found.names == ("qpos/z", "qvel/x") and found.count.shape == (CELLS, CELLS)
     np.testing.assert_allclose(found.disagreement, 2 * found.error)
     lower, upper = found.error[: CELLS // 2 - 1], found.error[CELLS // 2 + 1 :]
     assert np.nanmax(lower) < 0.02 and np.nanmax(upper) > 0.8
     assert (np.diff(np.nanmean(upper, 0)) > -0.02).all()  # it rises along the first number
+
+
+def test_maps_take_angles_once_around() -> None:
+    model = Ensemble(2, 1, 0.1, features=Features(2, angles=(1,)), hidden=(4,), generator=seeded())
+    y = torch.tensor([[7.0, 7.0], [-9.0, -3.0]])
+    torch.testing.assert_close(wrapped(model, y), torch.tensor([[7.0, 7.0 - 2 * torch.pi], [-9.0, -3.0]]))
 
 
 def test_charts_leave_out_what_cannot_be_drawn() -> None:
@@ -395,11 +406,6 @@ def test_fresh_data_are_of_two_policies() -> None:
     assert not set(rows.episode[:80].tolist()) & set(rows.episode[80:].tolist())
 
 
-def test_a_report_that_cannot_be_written_is_told(
-    tmp_path: Path, world: World, rows: Transition, good: Ensemble
-) -> None:
-    from mbrl.errors import RunFolderError
-
-    found = examined(tmp_path, world, good, rows, "ilqr", evaluations=900)
+def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, fed: Diagnosis) -> None:
     with pytest.raises(RunFolderError, match="cannot be written"):
-        write_report(found, Config(folder=tmp_path), tmp_path / "nowhere" / "report.html")
+        write_report(fed, Config(folder=tmp_path), tmp_path / "nowhere" / "report.html")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from mbrl.experiments.verdict import (
+    GAP,
     HALF_KNOWS,
     KNOWS,
-    MISLED,
+    LACK,
     OFF,
     SEVERITY,
     STUCK,
@@ -104,8 +105,8 @@ def test_every_combination_is_decided_by_the_rule() -> None:
             SOUND,
             search=search * STUCK,
             solver=solver * STUCK,
-            gap=gap * MISLED,
-            model=model * MISLED,
+            gap=gap * GAP,
+            model=model * LACK,
             off=off * OFF,
             coverage=coverage,
             disagreement=warning * WARNS / 2,

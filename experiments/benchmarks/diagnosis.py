@@ -53,12 +53,12 @@ class Config:
     worlds: tuple[str, ...] = ("cart-pole", "pets-cartpole")
     corrupted: tuple[str, ...] = ("qvel/hinge", "qvel/hinge")
     seeds: int = 3
-    transitions: int = 2_000
+    transitions: int = 4_000
     hidden: tuple[int, ...] = (64, 64)
-    epochs: int = 40
-    evaluations: int = 12_000
+    epochs: int = 80
+    evaluations: int = 10_000
     horizon: int = 20
-    steps: int = 24
+    steps: int = 20
     episodes: int = 3
     checked: int = 3
     starved: int = 22
