@@ -73,8 +73,8 @@ def find_data(
     try:
         fitted, unseen, told = _of_folder(folder, model)
         notes += told
-    except MbrlError as error:
-        notes.append(f"The data in {folder} cannot be read: {error}")
+    except (MbrlError, OSError, ValueError) as error:  # the latter of JSON
+        notes.append(f"The data that {folder} tells of cannot be read: {error}")
     if training is not None:
         fitted = read(training, model)
         notes.append(f"Training data: {len(fitted.reward):,} transitions of {training}.")

@@ -21,10 +21,12 @@ from mbrl import DatasetWriter, Transition
 from mbrl.collect import Collector
 from mbrl.envs import World, make_world, mjcf_world
 from mbrl.errors import RunFolderError
-from mbrl.experiments import cli
+from mbrl.experiments import cli, verdict
+from mbrl.experiments.benchmarks import diagnosis
+from mbrl.experiments.benchmarks.record import RESULTS
 from mbrl.experiments.charts import heat_map, scatter_chart
 from mbrl.experiments.diagnose import Config, Diagnosis, diagnose, parting
-from mbrl.experiments.diagnosis_data import collect_mix
+from mbrl.experiments.diagnosis_data import collect_mix, find_data
 from mbrl.experiments.diagnosis_measures import (
     CELLS,
     Neighbours,
@@ -36,7 +38,7 @@ from mbrl.experiments.diagnosis_measures import (
     unit_of,
     wrapped,
 )
-from mbrl.experiments.diagnosis_plans import Tried, rewards_along, search
+from mbrl.experiments.diagnosis_plans import STRONGER, Tried, rewards_along, search
 from mbrl.experiments.diagnosis_report import write_report
 from mbrl.features import Features
 from mbrl.models import Ensemble, FitConfig, MeanDynamics, Trainer, save_ensemble
@@ -45,6 +47,7 @@ from mbrl.resumable import vectorize
 from mbrl.rollout import evaluate
 from tests.problems import seeded
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "diagnose.md"
 SLED = """
 <mujoco>
   <option timestep="0.05"/>
@@ -409,3 +412,45 @@ def test_fresh_data_are_of_two_policies() -> None:
 def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, fed: Diagnosis) -> None:
     with pytest.raises(RunFolderError, match="cannot be written"):
         write_report(fed, Config(folder=tmp_path), tmp_path / "nowhere" / "report.html")
+
+
+def test_the_data_of_a_training_run_are_its_training_data(
+    tmp_path: Path, world: World, rows: Transition, good: Ensemble
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with DatasetWriter(tmp_path / "data") as data:
+        data.append(rows)
+    options: dict[str, Any] = {"held_out": None, "training": None, "transitions": 32, "horizon": 3, "seed": 0}
+    known = find_data(tmp_path, good, world, **options)
+    assert known.training is not None and torch.equal(known.training.y, rows.y)
+    assert len(known.held_out.reward) == 32 and "fresh" in known.notes[1]
+    (tmp_path / "data" / "manifest.json").write_text("{")
+    known = find_data(tmp_path, good, world, **options)
+    assert known.training is None and "cannot be read" in known.notes[0]
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read" in find_data(tmp_path, good, world, **options).notes[0]
+
+
+def test_the_page_tells_thresholds_and_results_as_they_are() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for said, value in (
+        ("promises more than {:g} more, and earns more than {:g} more", verdict.STUCK),
+        ("more than {:g} above the realised one", verdict.GAP),
+        ("off by more than {:g} either way", verdict.OFF),
+        ("model's part is above {:g}", verdict.LACK),
+        ("a search with {} times the evaluations", STRONGER),
+        ("more than {:.0f} % of the truths", 100 * verdict.KNOWS),
+        ("or more than {:.0f} % are", 100 * verdict.HALF_KNOWS),
+    ):
+        assert said.format(value, value) in " ".join(page.split())
+    assert (verdict.WARNS, verdict.WRONG) == (2, 0.5)  # "twice", "half a deviation"
+    table = page.split("<!-- diagnosis -->\n")[1].split("\n<!-- /diagnosis -->")[0]
+    assert table == diagnosis.summary(json.loads((RESULTS / "diagnosis.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^mbrl (diagnose .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+)
+def test_the_commands_of_the_page_are_understood(line: str) -> None:
+    assert isinstance(cli.parse(line.split()), Config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,28 @@ def run(world: World, case: str, folder: Path, config: Config, seed: int) -> dic
         "random": found.random,
         "wall_s": round(time.perf_counter() - tic, 1),
     }
+
+
+def summary(content: Mapping[str, Any]) -> str:
+    """The results as a table in Markdown: of each case how often the verdict is right, and the ranges of its numbers."""
+    lines = [
+        "| world | model and planner | verdict | imagined − realised | solver's part | model's part | inside 95 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in content["results"]:
+        groups.setdefault((result["world"], result["case"]), []).append(result)
+    for (world, case), results in groups.items():
+        counts = Counter(result["verdict"] for result in results)
+        verdicts = ", ".join(f"{name} {n} of {len(results)}" for name, n in counts.most_common())
+        ranges = []
+        for key in ("gap", "solver", "model", "coverage"):
+            values = [result["evidence"][key] for result in results]
+            ranges.append(f"{min(values) + 0.0:.2f} to {max(values):.2f}".replace("-0.00", "0.00"))
+        lines.append(f"| {world} | {case} | {verdicts} | {' | '.join(ranges)} |")
+    right = sum(result["right"] for result in content["results"])
+    lines += ["", f"{right} of {len(content['results'])} verdicts are right."]
+    return "\n".join(lines)
 
 
 def main(config: Config) -> None:
