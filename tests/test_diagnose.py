@@ -162,7 +162,7 @@ def test_a_good_model_is_fine_and_a_starved_planner_is_stuck(
 
     starved = examined(tmp_path, world, good, rows, "random-shooting", evaluations=720)
     found = starved.findings["random-shooting"]
-    assert found.verdict.name == "solver stuck" and found.evidence.solver > 0.25
+    assert found.verdict.name == "solver stuck" and found.evidence.solver > 0.33
     assert abs(found.evidence.gap) < 0.05
 
 
@@ -182,7 +182,7 @@ def test_a_model_of_a_tenth_of_the_states_is_uncertain_or_exploited(
     few = rows[(rows.y[:, 0] < 0) & (rows.u[:, 0] < 0)][:30]
     found = examined(tmp_path, world, learn(world, few, 20), few, "icem").findings["icem"]
     assert found.verdict.name in ("model uncertain here", "model exploited")
-    assert found.evidence.off > 0.3 and found.evidence.worst_error > 0.5
+    assert found.evidence.off > 0.25 and found.evidence.worst_error > 0.5
 
 
 class Links(HTMLParser):
@@ -446,7 +446,10 @@ def test_the_page_tells_thresholds_and_results_as_they_are() -> None:
         assert said.format(value, value) in " ".join(page.split())
     assert (verdict.WARNS, verdict.WRONG) == (2, 0.5)  # "twice", "half a deviation"
     table = page.split("<!-- diagnosis -->\n")[1].split("\n<!-- /diagnosis -->")[0]
-    assert table == diagnosis.summary(json.loads((RESULTS / "diagnosis.json").read_text(encoding="utf-8")))
+    content = json.loads((RESULTS / "diagnosis.json").read_text(encoding="utf-8"))
+    assert table == diagnosis.summary(content)
+    for result in content["results"]:  # thresholds were not changed after the measurement
+        assert verdict.judge(verdict.Evidence(**result["evidence"])).name == result["verdict"]
 
 
 @pytest.mark.parametrize(

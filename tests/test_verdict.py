@@ -149,6 +149,9 @@ def test_each_verdict_names_its_remedy() -> None:
 def test_plans_that_did_not_stay_finite_are_told() -> None:
     found = judge(dataclasses.replace(SOUND, diverged=0.25, **BLIND))
     assert "25 % of the plans did not stay finite" in found.why
+    lost = judge(dataclasses.replace(SOUND, diverged=0.25))
+    assert lost.name == "model uncertain here" and "25 % of the plans did not stay finite" in lost.why
+    assert judge(dataclasses.replace(SOUND, diverged=0.05)).name == "fine"
 
 
 def test_the_model_is_as_good_as_the_planner_that_finds_most_wrong_with_it() -> None:
