@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
 
+from matplotlib import colormaps
+
 WIDTH, HEIGHT = 520, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
 
@@ -245,6 +247,131 @@ def histogram(values: Sequence[float], *, label: str, limit: float | None = None
     if limit is not None and low <= limit <= high:
         parts.append(f'<line class="limit" x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="{TOP}" y2="{y(0)}"/>')
     return _svg(parts, "plans", label, [])
+
+
+def scatter_chart(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    label: str,
+    log: bool = False,
+    diagonal: bool = False,
+) -> str:
+    """Points (x, y) of several names; what is not finite is left out, as is what is not positive on `log` axes.
+
+    Args:
+        log: decades along both axes.
+        diagonal: a dashed line where y = x, and one range for both axes.
+    """
+    kept = {
+        name: [
+            (a, b) for a, b in some if math.isfinite(a) and math.isfinite(b) and not (log and min(a, b) <= 0)
+        ]
+        for name, some in points.items()
+    }
+    every = [point for some in kept.values() for point in some]
+    if not every:
+        return ""
+    xs, ys = [a for a, _ in every], [b for _, b in every]
+    if diagonal:
+        xs = ys = xs + ys
+    left, right, across = axis_of(min(xs), max(xs), log)
+    low, high, up = axis_of(min(ys), max(ys), log)
+
+    def place(a: float, b: float) -> tuple[float, float]:
+        a, b = (math.log10(a), math.log10(b)) if log else (a, b)
+        return (
+            LEFT + (WIDTH - LEFT - RIGHT) * (a - left) / (right - left),
+            HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (b - low) / (high - low),
+        )
+
+    def at(tick: float) -> float:
+        return float(10**tick) if log else tick
+
+    parts = [_horizontal(place(at(left), at(t))[1], tick_text(t, log)) for t in up]
+    parts += [_vertical(place(at(t), at(low))[0], tick_text(t, log)) for t in across]
+    if diagonal:
+        (x1, y1), (x2, y2) = place(at(left), at(low)), place(at(right), at(high))
+        parts.append(f'<line class="limit" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+    for i, some in enumerate(kept.values()):
+        for point in some:
+            x, y = place(*point)
+            parts.append(_mark(i, x, y))
+    return _svg(parts, label, xlabel, list(points))
+
+
+def _mark(i: int, x: float, y: float) -> str:
+    """A dot, a square or a triangle: names can be told apart without their colours."""
+    if i % 3 == 1:
+        return f'<rect class="mark m{i}" x="{x - 2.6:.1f}" y="{y - 2.6:.1f}" width="5.2" height="5.2"/>'
+    if i % 3 == 2:
+        corners = f"{x:.1f},{y - 3.6:.1f} {x - 3.3:.1f},{y + 2.4:.1f} {x + 3.3:.1f},{y + 2.4:.1f}"
+        return f'<polygon class="mark m{i}" points="{corners}"/>'
+    return f'<circle class="mark m{i}" cx="{x:.1f}" cy="{y:.1f}" r="2.8"/>'
+
+
+def heat_map(
+    values: Sequence[Sequence[float]],
+    *,
+    across: tuple[float, float],
+    up: tuple[float, float],
+    xlabel: str,
+    label: str,
+    unit: str,
+) -> str:
+    """Cells of a grid in the colours of cividis, on a logarithmic scale, with its key; NaN and 0 stay empty.
+
+    Args:
+        values: rows from the bottom to the top.
+        across, up: limits of the axes.
+        unit: what the colours mean.
+    """
+    shown = [v for row in values for v in row if math.isfinite(v) and v > 0]
+    if not shown:
+        return ""
+    least, most = math.log10(min(shown)), math.log10(max(shown))
+    if most - least < 1e-9:
+        least, most = least - 0.5, most + 0.5
+    right, top = WIDTH - 86, 10
+    x0, y0, wide, tall = LEFT, top, right - LEFT, HEIGHT - BOTTOM - top
+
+    def colour(share: float) -> str:
+        return "#{:02x}{:02x}{:02x}".format(*(round(255 * v) for v in colormaps["cividis"](share)[:3]))
+
+    parts = [
+        f'<rect class="empty" x="{x0}" y="{y0}" width="{wide}" height="{tall}"/>',
+    ]
+    cell_w, cell_h = wide / len(values[0]), tall / len(values)
+    for i, row in enumerate(values):
+        for j, v in enumerate(row):
+            if math.isfinite(v) and v > 0:
+                fill = colour((math.log10(v) - least) / (most - least))
+                parts.append(
+                    f'<rect x="{x0 + j * cell_w:.1f}" y="{y0 + tall - (i + 1) * cell_h:.1f}" '
+                    f'width="{cell_w + 0.3:.1f}" height="{cell_h + 0.3:.1f}" fill="{fill}"/>'
+                )
+    for t in _ticks(*across, 5):
+        parts.append(_vertical(x0 + wide * (t - across[0]) / (across[1] - across[0]), f"{t:g}"))
+    for t in _ticks(*up, 4):
+        y = y0 + tall * (1 - (t - up[0]) / (up[1] - up[0]))
+        parts.append(f'<text class="tick" x="{x0 - 7}" y="{y + 3.5:.1f}" text-anchor="end">{t:g}</text>')
+    steps = 24
+    for i in range(steps):
+        y = y0 + tall * (1 - (i + 1) / steps)
+        parts.append(
+            f'<rect x="{right + 12}" y="{y:.1f}" width="11" height="{tall / steps + 0.3:.1f}" '
+            f'fill="{colour((i + 0.5) / steps)}"/>'
+        )
+    for share in (0.0, 0.5, 1.0):
+        y = y0 + tall * (1 - share) + (3.5 if 0 < share < 1 else 9 if share else -1)
+        parts.append(
+            f'<text class="tick" x="{right + 27}" y="{y:.1f}">{10 ** (least + share * (most - least)):.2g}</text>'
+        )
+    parts.append(
+        f'<text class="axis" transform="translate({WIDTH - 5} {y0 + tall / 2}) rotate(-90)" '
+        f'text-anchor="middle">{escape(unit)}</text>'
+    )
+    return _svg(parts, label, xlabel, [])
 
 
 def axis_of(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:

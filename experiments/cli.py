@@ -1,4 +1,4 @@
-"""The command `mbrl`: control robots and watch them, train agents, fit models, list what there is, check an environment.
+"""The command `mbrl`: control robots and watch them, train agents, fit and diagnose models, compare and tune planners.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
 """
@@ -132,7 +132,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import compare, fit, mpc, pets, tune, view
+    from mbrl.experiments import compare, diagnose, fit, mpc, pets, tune, view
 
     name: str | None = None
     rest = []
@@ -147,7 +147,9 @@ def parse(argv: list[str]) -> Any:
     train = rest[:1] == ["train"]
     if train and (len(rest) < 2 or rest[1] != "pets"):
         raise UnknownName("training algorithm", rest[1] if len(rest) > 1 else "", ["pets"])
-    if name is not None and rest and rest[0] in ("compare", "fit", "resume", "eval", "list", "check-env"):
+    if name is not None and rest[:1] in (["compare"], ["diagnose"]):
+        raise ContractError(f"`mbrl {rest[0]}` tries several planners. Name them so: --planners {name}.")
+    if name is not None and rest and rest[0] in ("fit", "resume", "eval", "list", "check-env"):
         raise ContractError(f"`mbrl {rest[0]}` has no planner to choose. Leave --planner {name} out.")
     if rest[:1] == ["tune"]:  # its planner has no options: they are what is looked for
         return tyro.cli(tune.Config, args=["--planner", name or "icem", *rest[1:]], prog="mbrl tune")
@@ -168,6 +170,7 @@ def parse(argv: list[str]) -> Any:
         "compare": compare.Config,
         "tune": tune.Config,
         "fit": fit.Config,
+        "diagnose": diagnose.Config,
         "resume": Resume,
         "eval": Evaluate,
         "list": List,
@@ -188,7 +191,7 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
     from mbrl.envs import WORLDS, Pendulum, make_world
-    from mbrl.experiments import compare, fit, mpc, pets, tune, view
+    from mbrl.experiments import compare, diagnose, fit, mpc, pets, tune, view
 
     match command:
         case List():
@@ -227,6 +230,8 @@ def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
             compare.main(command, console, command=["mbrl", *argv])
         case tune.Config():
             tune.main(command, console)
+        case diagnose.Config():
+            diagnose.main(command, console)
         case Resume():
             config = pets.config_of(command.folder)
             if command.steps is not None:

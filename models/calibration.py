@@ -153,7 +153,7 @@ def _best(ratio: Callable[[Tensor], Tensor], grid: Tensor, like: Tensor) -> Tens
 @dataclass(frozen=True)
 class HorizonError:
     """Errors of open-loop predictions over h = 1 … L steps, in standard deviations of the data, or as they are where
-    the data do not vary.
+    the data do not vary; or in other units that were given.
 
     Attributes:
         error: (L,), root mean square error of the mean prediction.
@@ -166,12 +166,22 @@ class HorizonError:
 
 @torch.no_grad()
 def horizon_error(
-    model: Ensemble, y: Tensor, u: Tensor, *, particles: int = 20, generator: Generator
+    model: Ensemble,
+    y: Tensor,
+    u: Tensor,
+    *,
+    particles: int = 20,
+    unit: Tensor | None = None,
+    generator: Generator,
 ) -> HorizonError:
-    """Compare rollouts from y (N, 0) under u (N, L, nu) with what really happened, y (N, L+1, ny)."""
+    """Compare rollouts from y (N, 0) under u (N, L, nu) with what really happened, y (N, L+1, ny).
+
+    Args:
+        unit: (ny,), of the errors, to compare several sets of data.
+    """
     rows = y.reshape(-1, y.shape[-1])
     varies = mean_and_scale(rows, torch.finfo(rows.dtype).eps)[1] > 0
-    scale = torch.where(varies, rows.std(0), 1.0)
+    scale = torch.where(varies, rows.std(0), 1.0) if unit is None else unit
     mean, draw = MeanDynamics(model), TSInf(model).realize((particles, 1), u.shape[1], generator=generator)
     at, some = y[:, 0], y[:, 0].expand(particles, *y[:, 0].shape)
     error, spread = [], []
