@@ -24,9 +24,9 @@ from mbrl.envs import World, make_world
 from mbrl.errors import ContractError, UnsupportedProblem
 from mbrl.estimators import FullState, Measured
 from mbrl.experiments.contenders import BudgetTooSmall, calibrated, contender, size_for
+from mbrl.experiments.control import with_derivatives
 from mbrl.experiments.episodes import Episode, run_episodes
 from mbrl.experiments.learned import learned_problem, load_model
-from mbrl.experiments.mpc import with_derivatives
 from mbrl.experiments.oracle import riccati_optimum
 from mbrl.experiments.recording import HELD
 from mbrl.models import Ensemble

@@ -132,7 +132,7 @@ def parse(argv: list[str]) -> Any:
     Options of the planner depend on which planner it is, so its name is taken out first; then options
     may come in any order.
     """
-    from mbrl.experiments import compare, diagnose, fit, mpc, pets, tune, view
+    from mbrl.experiments import compare, control, diagnose, fit, mpc, pets, tune, view
 
     name: str | None = None
     rest = []
@@ -155,7 +155,7 @@ def parse(argv: list[str]) -> Any:
         return tyro.cli(tune.Config, args=["--planner", name or "icem", *rest[1:]], prog="mbrl tune")
     if name is None:
         name = "cem" if train else "icem"
-    planners = pets.PLANNERS if train else mpc.PLANNERS
+    planners = pets.PLANNERS if train else control.PLANNERS
     if name not in planners:
         raise UnknownName("planner", name, planners)
     planner = planners[name]
@@ -178,9 +178,9 @@ def parse(argv: list[str]) -> Any:
     }
     if rest[:1] in (["mpc"], ["view"]):
         controlled = commands[rest[0]]
-        start = controlled(planner=mpc.STARTS.get(name) or planner())
+        start = controlled(planner=control.STARTS.get(name) or planner())
         config = tyro.cli(controlled, args=rest[1:], default=start, prog=f"mbrl {rest[0]}")
-        mpc.check(config)
+        control.check(config)
         return config
     if rest and rest[0] in commands:  # tyro's messages are shorter without the level of sub-commands
         return tyro.cli(commands[rest[0]], args=rest[1:], prog=f"mbrl {rest[0]}")
@@ -191,11 +191,11 @@ def parse(argv: list[str]) -> Any:
 
 def run(command: Any, console: Console, argv: Sequence[str] = ()) -> int:
     from mbrl.envs import WORLDS, Pendulum, make_world
-    from mbrl.experiments import compare, diagnose, fit, mpc, pets, tune, view
+    from mbrl.experiments import compare, control, diagnose, fit, mpc, pets, tune, view
 
     match command:
         case List():
-            planners = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in mpc.PLANNERS.items()}
+            planners = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in control.PLANNERS.items()}
             worlds = {name: entry.about for name, entry in WORLDS.items()}
             for title, lines in (
                 (

@@ -16,8 +16,8 @@ from mbrl.envs import World
 from mbrl.errors import MbrlError
 from mbrl.experiments.cells import SIMULATOR, Cell, problem_of
 from mbrl.experiments.contenders import contender, size_for
+from mbrl.experiments.control import with_derivatives
 from mbrl.experiments.episodes import Episode, run_episodes
-from mbrl.experiments.mpc import with_derivatives
 from mbrl.models import Ensemble, MeanDynamics, TSInf
 from mbrl.mpc import MPC
 from mbrl.planners import ICEM, ILQR, SamplingPlanner

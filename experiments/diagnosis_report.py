@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mbrl.errors import RunFolderError
 from mbrl.experiments.charts import card, heat_map, line_chart, scatter_chart
-from mbrl.experiments.diagnose import PARTED, Config, Diagnosis, Finding
+from mbrl.experiments.diagnose import PARTED, Config
 from mbrl.experiments.diagnosis_measures import OneStep
+from mbrl.experiments.diagnosis_numbers import Diagnosis, Finding
 from mbrl.experiments.verdict import Name
 from mbrl.models.calibration import GRID, LEVELS
 from mbrl.runs import environment, plain

@@ -27,9 +27,9 @@ from mbrl.data import Replay
 from mbrl.envs import make_training_world
 from mbrl.errors import ContractError
 from mbrl.estimators import Measured, Padded
-from mbrl.experiments import mpc, training
+from mbrl.experiments import control, training
 from mbrl.experiments.benchmarks.record import interval
-from mbrl.experiments.mpc import stop_on_interrupt
+from mbrl.experiments.interrupts import stop_on_interrupt
 from mbrl.experiments.training import TrainingRun, check_device, fitting
 from mbrl.models import (
     TS1,
@@ -54,7 +54,7 @@ from mbrl.risk import Mean, MeanStd
 
 P = TypeVar("P", bound=SamplingPlanner[Any])
 
-PLANNERS = {name: kind for name, kind in mpc.PLANNERS.items() if issubclass(kind, SamplingPlanner)}
+PLANNERS = {name: kind for name, kind in control.PLANNERS.items() if issubclass(kind, SamplingPlanner)}
 """Those that plan with particles."""
 PLANNER = CEM(population=400, iterations=5, elites=40)
 """The paper's."""

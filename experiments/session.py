@@ -16,7 +16,8 @@ from torch import Tensor
 from mbrl.envs import WithState, make_world
 from mbrl.envs.pushes import Pushable
 from mbrl.errors import ContractError, UnknownName
-from mbrl.experiments.mpc import Control, allowed_steps, checked, measure, policy_of
+from mbrl.experiments.control import Control, allowed_steps, checked, policy_of
+from mbrl.experiments.mpc import measure
 from mbrl.experiments.recording import robot_root, shows_plans, traces, tracked_body
 from mbrl.problem import Plan
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from mbrl.errors import ContractError, UnknownName
-from mbrl.experiments import mpc
+from mbrl.experiments import control
 from mbrl.planners import CEM, ICEM, SamplingPlanner
 from mbrl.planners.spline import Order
 
@@ -104,8 +104,8 @@ def space_of(
         UnknownName: there is no such planner.
         ContractError: the planner has no space, or the budget is too small.
     """
-    if name not in mpc.PLANNERS:
-        raise UnknownName("planner", name, mpc.PLANNERS)
+    if name not in control.PLANNERS:
+        raise UnknownName("planner", name, control.PLANNERS)
     if name not in SPACES:
         raise ContractError(
             f"{name} has no search space: its plans end when it has converged, so that there is no equal work to "
@@ -137,7 +137,7 @@ def candidates(evaluations: int, horizon: int, particles: int = 1) -> int:
 
 def default_of(name: str, space: Space, horizon: int) -> dict[str, Any]:
     """The planner's defaults, and a horizon, as a point of the space; what lies outside is moved to its edge."""
-    planner: SamplingPlanner[Any] = mpc.PLANNERS[name]()
+    planner: SamplingPlanner[Any] = control.PLANNERS[name]()
     values = {field.name: getattr(planner, field.name) for field in dataclasses.fields(planner)}
     values["horizon"] = horizon
     if isinstance(planner, CEM | ICEM):
@@ -164,7 +164,7 @@ def planner_of(
         evaluations: steps of the model that a plan may take; None where the point has a population.
         fields: more of the planner's, such as `budget_ms`.
     """
-    kind = mpc.PLANNERS[name]
+    kind = control.PLANNERS[name]
     own = {key: value for key, value in point.items() if key not in ("elite_share", "horizon", "population")}
 
     def sized(population: int) -> SamplingPlanner[Any]:

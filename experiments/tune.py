@@ -24,8 +24,8 @@ from mbrl.envs import WORLDS, World, make_world
 from mbrl.errors import ContractError, MbrlError, UnknownName
 from mbrl.experiments.cells import ANALYTIC, SIMULATOR, Cell, fingerprint, problem_of
 from mbrl.experiments.episodes import Episode, run_episodes
+from mbrl.experiments.interrupts import stop_on_interrupt
 from mbrl.experiments.learned import load_model
-from mbrl.experiments.mpc import stop_on_interrupt
 from mbrl.experiments.spaces import Choice, Point, Range, default_of, planner_of, space_of
 from mbrl.experiments.tune_report import Confirmation, write_results
 from mbrl.experiments.tune_study import Asked, Study, Trial, best_of

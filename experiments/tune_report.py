@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbrl.errors import RunFolderError
-from mbrl.experiments import mpc
+from mbrl.experiments import control
 from mbrl.experiments.cells import ANALYTIC, SIMULATOR, machine
 from mbrl.experiments.charts import Dot, bar_chart, card, dot_chart
 from mbrl.experiments.spaces import Choice
@@ -163,7 +163,7 @@ def best_json(
 def command(search: Search, best: Trial) -> tuple[str, str]:
     """The winner as a command line of `mbrl mpc`, and what that does differently, if it does."""
     config, planner = search.config, search.planner(best.point)
-    default = mpc.PLANNERS[config.planner]()
+    default = control.PLANNERS[config.planner]()
     words = ["mbrl", "mpc", "--env", config.env, "--planner", config.planner]
     for field in dataclasses.fields(planner):
         value = getattr(planner, field.name)

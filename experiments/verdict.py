@@ -239,4 +239,4 @@ def _unit(e: Evidence) -> str:
 
 
 def _number(value: float) -> str:
-    return "an unknown number" if math.isnan(value) else f"{value:.2f}"
+    return "an unknown number" if math.isnan(value) else f"{value:z.2f}"

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from mbrl.errors import ContractError, MissingExtra
-from mbrl.experiments.mpc import Control, P, stop_on_interrupt
+from mbrl.experiments.control import Control, P
+from mbrl.experiments.interrupts import stop_on_interrupt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mbrl.envs import gym_world
-from mbrl.experiments import cli, mpc, pets
+from mbrl.experiments import cli, control, mpc, pets
 from mbrl.experiments.benchmarks import returns
 from mbrl.experiments.report import write_report
 from mbrl.planners import CEM, ILQR, RandomShooting
@@ -48,11 +48,11 @@ def test_options_come_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in mpc.PLANNERS if name not in ("ddp", "nmpc", "scenario-nmpc")]
+    "name", [name for name in control.PLANNERS if name not in ("ddp", "nmpc", "scenario-nmpc")]
 )
 def test_every_planner_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
     """But those that need more than a simulator; see test_nmpc_cli.py."""
-    options = [] if issubclass(mpc.PLANNERS[name], ILQR) else ["--planner.population", "8"]
+    options = [] if issubclass(control.PLANNERS[name], ILQR) else ["--planner.population", "8"]
     options += ["--planner.elites", "3"] if name in ("cem", "icem") else []
     assert (
         cli.main([*SHORT, "--planner", name, *options, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
@@ -112,7 +112,7 @@ def test_all_sampling_planners_are_listed() -> None:
 
     exported = {getattr(planners, name) for name in planners.__all__}
     kinds = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, SamplingPlanner)}
-    assert kinds - {SamplingPlanner} == set(pets.PLANNERS.values()) < set(mpc.PLANNERS.values())
+    assert kinds - {SamplingPlanner} == set(pets.PLANNERS.values()) < set(control.PLANNERS.values())
 
 
 def test_a_run_leaves_config_metrics_and_report(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mbrl.experiments import cli, verdict
 from mbrl.experiments.benchmarks import diagnosis
 from mbrl.experiments.benchmarks.record import RESULTS
 from mbrl.experiments.charts import heat_map, scatter_chart
-from mbrl.experiments.diagnose import Config, Diagnosis, diagnose, parting
+from mbrl.experiments.diagnose import Config, diagnose, parting
 from mbrl.experiments.diagnosis_data import collect_mix, find_data
 from mbrl.experiments.diagnosis_measures import (
     CELLS,
@@ -38,6 +38,7 @@ from mbrl.experiments.diagnosis_measures import (
     unit_of,
     wrapped,
 )
+from mbrl.experiments.diagnosis_numbers import Diagnosis
 from mbrl.experiments.diagnosis_plans import STRONGER, Tried, rewards_along, search
 from mbrl.experiments.diagnosis_report import write_report
 from mbrl.features import Features

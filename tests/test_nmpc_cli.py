@@ -18,7 +18,7 @@ from mbrl import Constraint, ContractError, Plan
 from mbrl.envs import WORLDS, Within, World, make_world
 from mbrl.envs.cart_pole import cart_pole
 from mbrl.errors import PlanWarning
-from mbrl.experiments import cli, motion_plots, mpc
+from mbrl.experiments import cli, control, motion_plots, mpc
 from mbrl.experiments.recording import Recording, tracked_body
 from mbrl.models import Ensemble, FitConfig, Trainer, save_ensemble
 from mbrl.planners import NMPC, ScenarioNMPC
@@ -147,12 +147,12 @@ def test_the_problem_on_a_learned_model(planner: str, folder: Path) -> None:
     """The mean as one expression, or each elite as a scenario; constraints in, the end of an episode out."""
     config = cli.parse(["mpc", "--env", "cart-pole", "--planner", planner, "--model", str(folder)])
     world = make_world("cart-pole")
-    problem, _ = mpc.plan_in(config, world)
+    problem, _ = control.plan_in(config, world)
     many = isinstance(config.planner, ScenarioNMPC)
     members = problem.dynamics.members if many else [problem.dynamics]
     assert len(members) == (3 if many else 1) and len({member.expression for member in members}) == 1
     assert problem.constraints == world.constraints and problem.terminated is None and problem.particles == 1
-    sampled, _ = mpc.plan_in(dataclasses.replace(config, planner=cli.parse(["mpc"]).planner), world)
+    sampled, _ = control.plan_in(dataclasses.replace(config, planner=cli.parse(["mpc"]).planner), world)
     assert sampled.constraints == () and sampled.terminated is not None and sampled.particles == 20
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from mbrl.envs import gym_world, make_world
 from mbrl.errors import ContractError, DataError, MbrlError, MissingExtra, UnknownName
-from mbrl.experiments import cli, mpc, tune
+from mbrl.experiments import cli, control, tune
 from mbrl.experiments.contenders import contender, size_for
 from mbrl.experiments.spaces import (
     SPACES,
@@ -135,7 +135,7 @@ def test_the_defaults_are_those_that_are_compared_elsewhere(name: str) -> None:
 @pytest.mark.parametrize("name", SPACES)
 def test_ranges_hold_the_defaults_and_name_fields(name: str) -> None:
     space = space_of(name, (10, 40), evaluations=10_000)
-    planner = mpc.PLANNERS[name]()
+    planner = control.PLANNERS[name]()
     for key, kind in space.items():
         assert key in ("elite_share", "horizon") or hasattr(planner, key)
         value = default_of(name, space, 30)[key]
