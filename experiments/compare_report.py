@@ -17,13 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from mbrl.envs import make_world
-from mbrl.errors import ContractError, MbrlError, RunFolderError
+from mbrl.errors import ContractError, MbrlError
 from mbrl.experiments.cells import Cell
 from mbrl.experiments.compare_page import body, lead
 from mbrl.experiments.compare_summary import Row, Summary, optimality_gap, plan_ms, summarise
 from mbrl.experiments.ledger import Ledger
 from mbrl.experiments.video import write_mosaic
-from mbrl.runs import environment, plain
+from mbrl.runs import environment, plain, write_text
 
 _SHOWN = 4  # planners side by side in a video
 _COLUMNS = (
@@ -73,8 +73,8 @@ def write_results(
             f"There is nothing to report in {ledger.folder}: no cell has an episode ({'; '.join(sorted(reasons))[:600]})."
         )
     folder = ledger.folder
-    _write(folder / "results.json", json.dumps(_results(config, summary, command), indent=1) + "\n")
-    _write(folder / "cells.csv", _table_of_episodes(summary))
+    write_text(folder / "results.json", json.dumps(_results(config, summary, command), indent=1) + "\n")
+    write_text(folder / "cells.csv", _table_of_episodes(summary))
     films = _films(summary, ledger, console) if config.video else {}
     page = resources.files("mbrl.experiments")
     text = Template(page.joinpath("compare.html").read_text(encoding="utf-8")).substitute(
@@ -84,19 +84,7 @@ def write_results(
         lead=escape(lead(config, summary)),
         body="".join(body(config, summary, films, command)),
     )
-    return _write(folder / "report.html", text)
-
-
-def _write(path: Path, text: str) -> Path:
-    part = path.with_suffix(f"{path.suffix}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        return part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"{path} cannot be written: {error.strerror or error}. The results are kept."
-        ) from error
+    return write_text(folder / "report.html", text)
 
 
 def _count(summary: Summary, name: str, word: str) -> str:

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.errors import RunFolderError
 from mbrl.experiments.charts import card, heat_map, line_chart, scatter_chart
 from mbrl.experiments.diagnose import PARTED, Config
 from mbrl.experiments.diagnosis_measures import OneStep
 from mbrl.experiments.diagnosis_numbers import Diagnosis, Finding
 from mbrl.experiments.verdict import Name
 from mbrl.models.calibration import GRID, LEVELS
-from mbrl.runs import environment, plain
+from mbrl.runs import environment, plain, write_text
 
 _POINTS = 300  # of a cloud
 _TONE: dict[Name, str] = {
@@ -66,13 +65,7 @@ def write_report(found: Diagnosis, config: Config, path: Path) -> Path:
         data="".join(f"<p class='note'>{escape(note)}</p>" for note in found.known.notes),
         settings=_settings({**plain(config), **machine["versions"], **machine["machine"]}),
     )
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        return part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(f"The report {path} cannot be written: {error.strerror or error}.") from error
+    return write_text(path, text)
 
 
 def _badge(name: Name) -> str:

@@ -15,14 +15,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mbrl.errors import RunFolderError
 from mbrl.experiments.charts import card, histogram, line_chart
 from mbrl.experiments.motion_plots import constraints, controls, convergence, portraits
 from mbrl.experiments.recording import HELD, Recording, tracked_body
 from mbrl.experiments.replay import scene
 from mbrl.following import FOLLOWED
 from mbrl.planners.nmpc import STATUS
-from mbrl.runs import environment, plain
+from mbrl.runs import environment, plain, write_text
 
 _TOLD = 5  # explanations
 _EMBED_BELOW = 20 * 2**20  # bytes of video; a larger one is linked
@@ -74,15 +73,7 @@ def write_report(
         viewer=pages.joinpath("viewer.js").read_text(encoding="utf-8"),
         scene=json.dumps(scene(recording), separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
     )
-    part = path.with_suffix(".part")  # an interrupt must not cost the report that was there
-    try:
-        part.write_text(text, encoding="utf-8")
-        return part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"The report {path} cannot be written: {error.strerror or error}. What was written before is kept."
-        ) from error
+    return write_text(path, text)
 
 
 def column(recording: Recording, name: str) -> list[float]:

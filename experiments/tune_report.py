@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbrl.errors import RunFolderError
 from mbrl.experiments import control
 from mbrl.experiments.cells import ANALYTIC, SIMULATOR, machine
 from mbrl.experiments.charts import Dot, bar_chart, card, dot_chart
 from mbrl.experiments.spaces import Choice
 from mbrl.experiments.statistics import Estimate, estimate, mean
 from mbrl.experiments.tune_study import Study, Trial, best_of
-from mbrl.runs import plain
+from mbrl.runs import plain, write_text
 
 if TYPE_CHECKING:
     from mbrl.experiments.tune import Search
@@ -98,12 +97,12 @@ def write_results(
     Raises:
         RunFolderError: it cannot be written; the trials are kept.
     """
-    _write(study.folder / "trials.csv", table(search, trials))
+    write_text(study.folder / "trials.csv", table(search, trials))
     best = best_of(trials)
     told: dict[str, Any] | None = None
     if best is not None:
         told = best_json(search, trials, best, confirmation)
-        _write(study.folder / "best.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        write_text(study.folder / "best.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     page = resources.files("mbrl.experiments")
     name = f"{search.config.planner} tuned on {search.config.env}"
     text = Template(page.joinpath("compare.html").read_text(encoding="utf-8")).substitute(
@@ -113,19 +112,7 @@ def write_results(
         lead=escape(lead(search, study, trials)),
         body="".join(body(search, study, trials, best, told, confirmation)),
     )
-    return _write(study.folder / "report.html", text)
-
-
-def _write(path: Path, text: str) -> Path:
-    part = path.with_suffix(f"{path.suffix}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        return part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"{path} cannot be written: {error.strerror or error}. The trials are kept."
-        ) from error
+    return write_text(study.folder / "report.html", text)
 
 
 def best_json(

@@ -193,6 +193,23 @@ def readable_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole or not at all: an interrupt must not cost the one that was there.
+
+    Raises:
+        RunFolderError: it cannot be written; nothing is left of it.
+    """
+    part = path.with_suffix(f"{path.suffix}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        return part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"{path} cannot be written: {error.strerror or error}. What was written before is kept."
+        ) from error
+
+
 def environment() -> dict[str, Any]:
     """What the numbers of a run depend on besides its config."""
     versions = {"python": platform.python_version()}
