@@ -162,7 +162,7 @@ def test_a_report_copes_with_a_diverged_last_step(recording: Recording, tmp_path
 
 
 def test_a_full_disk_leaves_no_part_of_a_report(recording: Recording, tmp_path: Path) -> None:
-    (tmp_path / "report.part").symlink_to("/dev/full")
+    (tmp_path / "report.html.part").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match="report.html cannot be written: No space left on device"):
         report.write_report(recording, mpc.Config(planner=CEM(), env="Reacher-v5"), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
