@@ -50,7 +50,7 @@ class Cell:
     Attributes:
         env: the world that is acted in.
         model: what is planned on: `simulator`, `analytic`, or the folder of a learned model.
-        fingerprint: of the learned model's files, so that another model in the same folder is another cell.
+        fingerprint: of the learned model, so that another one in the same folder is another cell.
         planner: a name in `CONTENDERS`, or `random`.
         budget: what of a plan is limited, steps of the model or milliseconds.
         amount: to how much.
@@ -185,9 +185,7 @@ def problem_of(cell: Cell, world: World, planner: Planner[Any]) -> tuple[Problem
         problem = world.problem(cell.horizon, dynamics=world.analytic, constraints=constraints)
         estimator = Measured(world.measure, torch.float64)
     else:
-        way = cell.propagation
-        if holds:
-            way = "expression"
+        way = "expression" if holds else cell.propagation
         model = load_model(Path(cell.model))
         options: dict[str, Any] = {
             "propagation": way,

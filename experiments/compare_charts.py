@@ -110,7 +110,7 @@ def profile_chart(
     )
 
 
-def scatter_chart(
+def pareto_chart(
     points: Mapping[str, Mapping[str, tuple[float, Estimate]]],
     *,
     series: Sequence[str],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mbrl.experiments.charts import card
-from mbrl.experiments.compare_charts import forest_chart, profile_chart, scatter_chart
+from mbrl.experiments.compare_charts import forest_chart, pareto_chart, profile_chart
 from mbrl.experiments.compare_summary import (
     Aggregate,
     Row,
@@ -134,7 +134,7 @@ def _return_against_time(summary: Summary, here: Sequence[Aggregate]) -> str:
         names = [name for name, each in points.items() if model in each]
         costs, values = [points[n][model][0] for n in names], [points[n][model][1].value for n in names]
         fronts[model] = [names[i] for i in pareto(costs, values)]
-    return scatter_chart(
+    return pareto_chart(
         points,
         series=summary.models,
         xlabel="ms per plan and episode, median",

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape as markup
 
 from mbrl.envs import make_world
 from mbrl.errors import ContractError, MbrlError
@@ -112,7 +113,7 @@ def _films(summary: Summary, ledger: Ledger, console: Console) -> dict[str, tupl
                     write_mosaic(make_world(env), films, path)
         except (MbrlError, OSError, RuntimeError) as error:  # no picture is worth a failed report
             console.print(
-                f"[yellow]No videos:[/yellow] {error}", highlight=False, soft_wrap=True, markup=True
+                f"[yellow]No videos:[/yellow] {markup(str(error))}", highlight=False, soft_wrap=True
             )
             return found
         if chosen:

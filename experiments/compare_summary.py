@@ -27,7 +27,6 @@ class Row:
         kind: of the model: simulator, analytic or learned.
         model: as shown.
         why: there are no episodes.
-        crashed: that is because of a defect or a lost worker, not because the planner cannot use the model.
         scores: (n,) normalised returns; empty where the world has no scale.
         total, score: mean return and interquartile mean of the scores.
         size: of the planner, see `contenders`.
@@ -40,7 +39,6 @@ class Row:
     model: str
     episodes: list[dict[str, Any]]
     why: str | None = None
-    crashed: bool = False
     scores: Array = field(default_factory=lambda: np.empty(0))
     total: Estimate | None = None
     score: Estimate | None = None
@@ -82,7 +80,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A planner on one model, or one kind of model, at one budget over all worlds in which it ran."""
+    """A planner on one model, as shown, at one budget over all worlds in which it ran; scores (n,) by world."""
 
     planner: str
     model: str
@@ -175,8 +173,7 @@ def _row(cell: Cell, model: str, ledger: Ledger, seeds: set[int]) -> Row:
     episodes = {episode["seed"]: episode for record in records for episode in record["episodes"]}
     kept = [episodes[seed] for seed in sorted(seeds & episodes.keys())]
     if not kept:
-        crash = ledger.crash(cell)
-        return Row(cell, kind, model, [], why=crash or "not run yet", crashed=crash is not None)
+        return Row(cell, kind, model, [], why=ledger.crash(cell) or "not run yet")
     first = min(records, key=lambda record: min(record["seeds"]))
     return Row(
         cell,

@@ -61,12 +61,18 @@ def gather(
         steps: of an episode, at most.
         horizon, evaluations: of the planner, iCEM on the simulator.
         random_share: of the shards whose actions are uniformly random; the others are disturbed by `NOISE`.
+        together: episodes of a shard.
+
+    Raises:
+        DataError: the folder cannot be written, or holds a data set that was recorded in another way.
     """
     metadata = {
         "world": world.name,
         "dt": world.model.opt.timestep * world.frame_skip,
         "seed": seed,
         "policy": f"{random_share:g} random, else iCEM at {evaluations} steps, horizon {horizon}, disturbed",
+        "steps": steps,
+        "together": together,
     }
     problem = world.problem(horizon, threads=threads)
     planner = contender("icem", size_for("icem", evaluations, problem))
